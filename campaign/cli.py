@@ -1,0 +1,237 @@
+"""The command line. No logic here: every command calls one function of the package and prints what it returns."""
+
+from __future__ import annotations
+
+import json as _json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from campaign.errors import CampaignError, InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Find the smallest set of expensive calculations that gives a potential one can trust.",
+)
+
+DONE, MISSING, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The campaign file.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory, or its run.zarr.")]
+SiteName = Annotated[str, typer.Option("--site", metavar="S", help="A site's name, or the path of a site file.")]
+Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="Where run directories are made.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try again what failed for good.")]
+Inline = Annotated[bool, typer.Option("--inline", help="Run every task in this process, without workers.")]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command()
+def init(
+    template: Annotated[str | None, typer.Argument(metavar="[TEMPLATE]", help="Which template.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="The file to write.")] = None,
+) -> None:
+    """List the templates, or write one with the files it names."""
+    from campaign.config import copy_template, template_names
+
+    if template is None:
+        for name, text in template_names().items():
+            print(f"{name:<14} {text}")
+        return
+    for path in copy_template(template, output or Path(f"{template}.yaml")):
+        _say(f"wrote {path}")
+
+
+@app.command()
+def check(file: File, site: SiteName = "local", json: AsJson = False) -> None:
+    """Validate a campaign, find its engines and print the plan; run nothing."""
+    from campaign.plan import make_plan, plan_text
+
+    plan = make_plan(file, site)
+    print(_json.dumps(plan) if json else plan_text(plan))
+
+
+@app.command()
+def run(
+    file: File,
+    site: SiteName = "local",
+    root: Root = Path("runs"),
+    until: Until = None,
+    retry_quarantined: Retry = False,
+    inline: Inline = False,
+) -> None:
+    """Run a campaign; the same command again continues it."""
+    from campaign.config import load_campaign, load_site
+
+    problems: list[str] = []
+    loaded = _collect(problems, load_campaign, file)
+    machine = _collect(problems, load_site, site)
+    if problems:
+        raise InputError(*problems)
+    _drive(loaded, machine, root / loaded.spec.name, until, retry_quarantined, inline)
+
+
+@app.command()
+def resume(
+    run: Run,
+    site: Annotated[str | None, typer.Option("--site", metavar="S", help="Another site than before.")] = None,
+    until: Until = None,
+    retry_quarantined: Retry = False,
+    inline: Inline = False,
+) -> None:
+    """Continue from the run directory, or from its Zarr store alone."""
+    from campaign.config import load_campaign, load_site
+    from campaign.store.rundir import open_existing
+
+    path = open_existing(run)
+    loaded = load_campaign(path / "campaign.yaml")
+    _drive(loaded, load_site(site or str(path / "site.yaml")), path, until, retry_quarantined, inline)
+
+
+def _drive(loaded: Any, site: Any, path: Path, until: str | None, retry: bool, inline: bool) -> NoReturn:
+    from campaign.config import check_together
+    from campaign.pipeline import Options
+    from campaign.pipeline import run as run_campaign
+    from campaign.report.live import LiveView
+
+    problems = check_together(loaded, site)
+    if problems:
+        raise InputError(*problems)
+    signal.signal(signal.SIGTERM, _interrupt)
+    _say(f"campaign {loaded.spec.name} in {path} on {site.name}")
+    with LiveView() as view:
+        status = run_campaign(loaded, site, path, Options(until, inline, retry, view))
+    for line in _summary(status, path):
+        print(line)
+    raise typer.Exit(MISSING if status["failures"] or (status["state"] != "done" and until is None) else DONE)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _summary(status: dict[str, Any], path: Path) -> list[str]:
+    from campaign.results import headline
+
+    lines = [f"{status['frames']} frames sampled, {status['selected']} selected, {status['labelled']} labelled"]
+    lines += headline(path / "validation")
+    for failure in status["failures"][:20]:
+        lines.append(f"failed: {failure['stage']} {failure['task']}: {failure['cause']}")
+    if len(status["failures"]) > 20:
+        lines.append(f"... and {len(status['failures']) - 20} more failures: campaign status {path}")
+    lines.append(f"report: {path / 'report.html'}")
+    return lines
+
+
+@app.command()
+def status(
+    run: Run,
+    json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every 2 s until it ends.")] = False,
+) -> None:
+    """Show stages, tasks, frames, failures with their cause."""
+    from campaign.pipeline import status_of
+
+    while True:
+        found = status_of(run)
+        if json:
+            print(_json.dumps(found), flush=True)
+        else:
+            from rich.console import Console
+
+            from campaign.report.live import status_table
+
+            Console(file=sys.stdout).print(status_table(found))
+        if not watch or found["state"] != "running":
+            return
+        time.sleep(2)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write RUN/report.html."""
+    from campaign.pipeline import report_of
+
+    print(report_of(run))
+
+
+@app.command()
+def export(
+    run: Run,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="pool, selected, labelled or rejected.")],
+    to: Annotated[Path, typer.Argument(metavar="TO", help="*.extxyz, *.db or *.zarr")],
+) -> None:
+    """Write frames for another program."""
+    from campaign.pipeline import export_of
+
+    _say(f"{export_of(run, what, to)} frames written to {to}")
+
+
+@app.command()
+def sites(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A site's name or file.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Run one tiny task on each executor.")] = False,
+) -> None:
+    """List the sites, or show and test one."""
+    from campaign.config import dump, load_site, site_names
+
+    if name is None:
+        for site_name, text in site_names().items():
+            print(f"{site_name:<14} {text}")
+        return
+    site = load_site(name)
+    print(dump(site), end="")
+    if test:
+        from campaign.plan import try_site
+
+        for line in try_site(site):
+            print(line, flush=True)
+
+
+def _collect(problems: list[str], load: Any, *args: Any) -> Any:
+    """Call ``load`` and keep its problems, so that every file's are reported at once."""
+    try:
+        return load(*args)
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def main() -> None:
+    """Run the command line and turn errors into messages and exit codes."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        for problem in error.problems:
+            _say(problem)
+        _leave(WRONG)
+    except CampaignError as error:
+        _say(str(error))
+        _leave(MISSING)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("Interrupted. Everything finished is kept; the same command continues.")
+        _leave(INTERRUPTED)
+    except typer.Exit as done:
+        _leave(done.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(DONE)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The campaign file and the site file: YAML in, frozen models out, every mistake named with its line.
+
+Nothing is imported until it is asked for, so that ``import campaign.config`` costs nothing.
+
+Reading: `load_campaign`, `load_site`, `check_together`, `dump`, `read_potential_header`, `read_structure`.
+Lists: `template_names`, `template_path`, `site_names`, `site_path`.
+Models: `Campaign` and its parts (``campaign_file``), `Site` and `Executor` (``site_file``).
+Units: Å, eV, ps, K, bar.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from campaign.config.campaign_file import (
+        CALCULATORS,
+        NPT,
+        NVT,
+        RDF,
+        STAGES,
+        AseLabel,
+        Campaign,
+        Errors,
+        FakeLabel,
+        FakeModel,
+        FakeSample,
+        Label,
+        LammpsLabel,
+        Loss,
+        Potential,
+        Prepare,
+        Prototype,
+        Random,
+        Representation,
+        RNDStream,
+        Sample,
+        SchNet,
+        Select,
+        Stability,
+        StructureFile,
+        System,
+        Thresholds,
+        Train,
+        Validate,
+    )
+    from campaign.config.data_files import PotentialHeader, read_potential_header, read_structure
+    from campaign.config.load import Loaded, dump, load_campaign, load_site
+    from campaign.config.site_checks import check_together
+    from campaign.config.site_file import Executor, Site
+    from campaign.config.templates import site_names, site_path, template_names, template_path
+
+_HOME = {
+    "campaign_file": (
+        "CALCULATORS NPT NVT RDF STAGES AseLabel Campaign Errors FakeLabel FakeModel FakeSample Label LammpsLabel Loss "
+        "Potential Prepare Prototype Random Representation RNDStream Sample SchNet Select Stability StructureFile "
+        "System Thresholds Train Validate"
+    ),
+    "data_files": "PotentialHeader read_potential_header read_structure",
+    "load": "Loaded dump load_campaign load_site",
+    "site_checks": "check_together",
+    "site_file": "Executor Site",
+    "templates": "site_names site_path template_names template_path",
+}
+
+__all__ = [
+    "CALCULATORS",
+    "NPT",
+    "NVT",
+    "RDF",
+    "STAGES",
+    "AseLabel",
+    "Campaign",
+    "Errors",
+    "Executor",
+    "FakeLabel",
+    "FakeModel",
+    "FakeSample",
+    "Label",
+    "LammpsLabel",
+    "Loaded",
+    "Loss",
+    "Potential",
+    "PotentialHeader",
+    "Prepare",
+    "Prototype",
+    "RNDStream",
+    "Random",
+    "Representation",
+    "Sample",
+    "SchNet",
+    "Select",
+    "Site",
+    "Stability",
+    "StructureFile",
+    "System",
+    "Thresholds",
+    "Train",
+    "Validate",
+    "check_together",
+    "dump",
+    "load_campaign",
+    "load_site",
+    "read_potential_header",
+    "read_structure",
+    "site_names",
+    "site_path",
+    "template_names",
+    "template_path",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names.split():
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,357 @@
+"""The campaign file as frozen models, one class a variant; the variant is named by method, engine or model.
+
+Units: Å, eV, ps, K, bar. Every field says what it is; the text also ends the message about a wrong value.
+Checks that concern several keys or files are in ``physics``, so that all mistakes are found at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from campaign.config.fields import (
+    Count,
+    Element,
+    FileName,
+    Fraction,
+    Model,
+    NonNegative,
+    NonNegativeInteger,
+    Number,
+    Positive,
+    Scalars,
+    Temperature,
+    tag_by,
+)
+
+#: Every stage, in the order of the campaign.
+STAGES = ("sample", "select", "distill", "label", "train", "learn", "transfer", "validate")
+
+#: Elements each prototype needs.
+PROTOTYPES = {
+    "rocksalt": 2,
+    "zincblende": 2,
+    "cesiumchloride": 2,
+    "fcc": 1,
+    "bcc": 1,
+    "hcp": 1,
+    "sc": 1,
+    "diamond": 1,
+}
+
+#: The ASE calculators that may label, by name: nothing else is ever imported.
+CALCULATORS = {
+    "emt": "ase.calculators.emt.EMT",
+    "lj": "ase.calculators.lj.LennardJones",
+    "morse": "ase.calculators.morse.MorsePotential",
+}
+
+#: Known words of the campaign file that this version does not do yet, by key ("" holds the top-level keys).
+NOT_YET: dict[str, frozenset[str]] = {
+    "": frozenset({"distill", "transfer", "learn"}),
+    "sample.method": frozenset({"momt", "nvt_grid", "file"}),
+    "select.method": frozenset(
+        {"uniform_time", "global_energy", "atomic_energy", "force", "fps", "rnd", "rematch", "uq", "grid"}
+    ),
+    "label.engine": frozenset({"cp2k"}),
+    "train.model": frozenset({"ani", "gap"}),
+    "validate.method": frozenset(
+        {"diffusion", "conductivity", "density", "relaxation", "relaxations", "overlap", "rerun"}
+    ),
+}
+
+
+class Potential(Model):
+    """A classical potential: a file of LAMMPS lines with a header naming its elements."""
+
+    lammps: FileName = Field(description="file of LAMMPS lines, in units metal", examples=["potentials/nacl_bmhtf.lmp"])
+
+
+class Prototype(Model):
+    """A perfect crystal, repeated."""
+
+    prototype: Literal["rocksalt", "zincblende", "cesiumchloride", "fcc", "bcc", "hcp", "sc", "diamond"] = Field(
+        description="crystal structure", examples=["rocksalt"]
+    )
+    elements: tuple[Element, ...] = Field(
+        min_length=1, description="chemical symbols, in the order of the sublattices", examples=[["Na", "Cl"]]
+    )
+    a: Positive = Field(description="lattice constant of the cubic (hcp: hexagonal) cell, Å", examples=[5.64])
+    c: Positive | None = Field(None, description="second lattice constant, Å, of hcp only; default ideal")
+    supercell: tuple[Count, Count, Count] = Field(
+        (1, 1, 1), description="how often the cell is repeated along each axis", examples=[[2, 2, 2]]
+    )
+
+
+class StructureFile(Model):
+    """A starting structure read from a file (extxyz, xyz, cif, POSCAR)."""
+
+    file: FileName = Field(description="structure file", examples=["start.extxyz"])
+
+
+def _structure_tag(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return "@file" if "file" in value and "prototype" not in value else "@prototype"
+    if isinstance(value, StructureFile):
+        return "@file"
+    return "@prototype" if isinstance(value, Prototype) else None
+
+
+Structure = Annotated[
+    Annotated[Prototype, Tag("@prototype")] | Annotated[StructureFile, Tag("@file")], Discriminator(_structure_tag)
+]
+
+
+class System(Model):
+    """What is simulated: where it starts and the cheap potential that moves it."""
+
+    structure: Structure = Field(
+        description="starting structure", examples=[{"prototype": "rocksalt", "elements": ["Na", "Cl"], "a": 5.64}]
+    )
+    potential: Potential | None = Field(
+        None, description="the cheap potential", examples=[{"lammps": "potentials/nacl_bmhtf.lmp"}]
+    )
+
+
+class Prepare(Model):
+    """A piece of dynamics run before the first frame."""
+
+    temperature: Positive = Field(description="K", examples=[2500])
+    time: Positive = Field(description="ps", examples=[5])
+
+
+class MolecularDynamics(Model):
+    """What NPT and NVT sampling share."""
+
+    method: str
+    temperature: Temperature = Field(
+        description="K, or [T0, T1]: a ramp that every walker runs whole", examples=[[1100, 1700]]
+    )
+    walkers: Count = Field(1, description="independent runs, each with its own seed")
+    ranks: Count = Field(1, description="MPI ranks of each walker")
+    steps: Count = Field(description="MD steps of each walker, after the preparation", examples=[200000])
+    timestep: Positive = Field(0.002, le=0.02, description="ps; 0.002 is usual, 0.02 the most")
+    every: Count = Field(100, description="steps between kept frames")
+    segment: Count = Field(64, description="frames in a segment, the unit of streaming and resume")
+    thermostat: Positive = Field(0.1, description="damping time, ps")
+    prepare: tuple[Prepare, ...] = Field((), description="dynamics before the first frame")
+
+    @property
+    def frames(self) -> int:
+        """Frames that each walker keeps."""
+        return self.steps // self.every
+
+
+class NPT(MolecularDynamics):
+    """Molecular dynamics at constant pressure and temperature (Nosé-Hoover chains)."""
+
+    method: Literal["npt"] = "npt"
+    pressure: Number = Field(1.0, description="bar")
+    barostat: Positive = Field(1.0, description="damping time, ps")
+
+
+class NVT(MolecularDynamics):
+    """Molecular dynamics at constant volume and temperature (Nosé-Hoover chains)."""
+
+    method: Literal["nvt"] = "nvt"
+
+
+class FakeSample(Model):
+    """Thermal displacements of an analytic toy crystal: for tests and for trying a site."""
+
+    method: Literal["fake"] = "fake"
+    walkers: Count = Field(1, description="independent runs")
+    frames: Count = Field(description="frames of each walker", examples=[64])
+    segment: Count = Field(64, description="frames in a segment")
+    displacement: Positive = Field(0.1, description="standard deviation of the displacements, Å")
+    temperature: Positive = Field(300.0, description="K, written into the frames")
+    delay: NonNegative = Field(0.0, description="seconds that a segment takes")
+
+
+Sample = Annotated[
+    Annotated[NPT, Tag("@npt")] | Annotated[NVT, Tag("@nvt")] | Annotated[FakeSample, Tag("@fake")],
+    Discriminator(tag_by("method")),
+]
+
+
+class Representation(Model):
+    """The randomly initialised SchNet representation that describes a frame to the selector."""
+
+    model: Literal["schnet"] = Field("schnet", description="kind of network")
+    features: Count = Field(64, description="features of an atom")
+    interactions: Count = Field(3, description="interaction blocks")
+    cutoff: Positive = Field(6.0, description="Å")
+    pooling: Literal["mean", "species"] = Field("species", description="average over all atoms, or per species")
+
+
+class RNDStream(Model):
+    """Random network distillation in one pass over the pool, while sampling goes on."""
+
+    method: Literal["rnd_stream"] = "rnd_stream"
+    size: Count = Field(description="frames to select", examples=[32])
+    representation: Representation = Field(default_factory=Representation, description="descriptor of a frame")
+    candidates: Number = Field(4.0, ge=1, description="candidates kept, as a multiple of size")
+    early: Fraction = Field(0.5, description="share of size that may be final before the pool is complete")
+    min_distance: NonNegative = Field(
+        0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
+    )
+
+
+class Random(Model):
+    """A uniform random pick from the pool."""
+
+    method: Literal["random"] = "random"
+    size: Count = Field(description="frames to select", examples=[32])
+    min_distance: NonNegative = Field(
+        0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
+    )
+
+
+Select = Annotated[
+    Annotated[RNDStream, Tag("@rnd_stream")] | Annotated[Random, Tag("@random")], Discriminator(tag_by("method"))
+]
+
+
+class LammpsLabel(Model):
+    """Label with a classical potential in LAMMPS."""
+
+    engine: Literal["lammps"] = "lammps"
+    potential: Potential | None = Field(
+        None,
+        description="reference potential; default system.potential",
+        examples=[{"lammps": "potentials/nacl_bmhtf.lmp"}],
+    )
+    ranks: Count = Field(1, description="MPI ranks of each calculation")
+    attempts: Count = Field(2, description="tries before a frame is quarantined")
+
+
+class AseLabel(Model):
+    """Label with an ASE calculator."""
+
+    engine: Literal["ase"] = "ase"
+    calculator: Literal["emt", "lj", "morse"] = Field(description="ASE calculator", examples=["emt"])
+    parameters: Scalars = Field(default_factory=dict, description="the calculator's own arguments")
+    attempts: Count = Field(2, description="tries before a frame is quarantined")
+
+
+class FakeLabel(Model):
+    """Label with the analytic toy crystal: for tests."""
+
+    engine: Literal["fake"] = "fake"
+    attempts: Count = Field(2, description="tries before a frame is quarantined")
+    delay: NonNegative = Field(0.0, description="seconds that a label takes")
+    fail: tuple[NonNegativeInteger, ...] = Field((), description="selected frames, by number, whose label fails")
+
+
+Label = Annotated[
+    Annotated[LammpsLabel, Tag("@lammps")] | Annotated[AseLabel, Tag("@ase")] | Annotated[FakeLabel, Tag("@fake")],
+    Discriminator(tag_by("engine")),
+]
+
+
+class Loss(Model):
+    """Weights of the three parts of the training loss."""
+
+    energy: NonNegative = Field(0.01, description="weight")
+    forces: NonNegative = Field(0.95, description="weight")
+    stress: NonNegative = Field(0.04, description="weight")
+
+
+class SchNet(Model):
+    """SchNet through SchNetPack, trained on energies, forces and stresses."""
+
+    model: Literal["schnet"] = "schnet"
+    members: Count = Field(1, description="models in the ensemble")
+    features: Count = Field(64, description="features of an atom")
+    interactions: Count = Field(3, description="interaction blocks")
+    cutoff: Positive = Field(6.0, description="Å")
+    loss: Loss = Field(default_factory=Loss, description="weights of energy, forces and stress")
+    epochs: Count = Field(500, description="passes over the training set")
+    batch: Count = Field(4, description="frames in a training step")
+    rate: Positive = Field(1e-3, description="learning rate")
+
+
+class FakeModel(Model):
+    """The toy crystal's own potential as a model: for tests."""
+
+    model: Literal["fake"] = "fake"
+    members: Count = Field(1, description="models in the ensemble")
+    delay: NonNegative = Field(0.0, description="seconds that a training takes")
+
+
+Train = Annotated[
+    Annotated[SchNet, Tag("@schnet")] | Annotated[FakeModel, Tag("@fake")], Discriminator(tag_by("model"))
+]
+
+
+class Thresholds(Model):
+    """Largest errors with which a model counts as usable."""
+
+    forces: Positive | None = Field(0.15, description="force RMSE, eV/Å")
+
+
+class Errors(Model):
+    """Errors of energy, forces and stress on held-out frames."""
+
+    method: Literal["errors"] = "errors"
+    held_out: Count = Field(200, description="frames of the pool that are labelled for the test alone")
+    against: tuple[Literal["random"], ...] = Field((), description="selections of the same size to compare with")
+    threshold: Thresholds = Field(default_factory=Thresholds, description="largest errors that pass")
+
+
+class Stability(Model):
+    """Molecular dynamics driven by the trained model, watched for every failure."""
+
+    method: Literal["stability"] = "stability"
+    ensemble: Literal["nvt", "npt"] = Field("npt", description="ensemble of the run")
+    temperature: Positive = Field(description="K", examples=[1400])
+    pressure: Number = Field(1.0, description="bar; of npt only")
+    time: Positive = Field(description="ps", examples=[100])
+    timestep: Positive = Field(0.002, le=0.02, description="ps; 0.002 is usual, 0.02 the most")
+    every: Count = Field(10, description="steps between kept frames")
+
+
+class RDF(Model):
+    """Partial radial distribution functions of the stability run against the reference potential's."""
+
+    method: Literal["rdf"] = "rdf"
+    bins: Count = Field(100, description="bins of the histogram")
+    cutoff: Positive = Field(6.0, description="Å")
+    threshold: Positive = Field(0.1, description="largest mean |g_model - g_reference| that passes")
+
+
+Validate = Annotated[
+    Annotated[Errors, Tag("@errors")] | Annotated[Stability, Tag("@stability")] | Annotated[RDF, Tag("@rdf")],
+    Discriminator(tag_by("method")),
+]
+
+
+class Campaign(Model):
+    """A whole campaign file."""
+
+    name: str = Field(
+        alias="campaign",
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        max_length=64,
+        description="lower-case letters, digits, - and _, starting with a letter or digit",
+        examples=["nacl-rnd"],
+    )
+    seed: NonNegativeInteger = Field(0, description="of every random number")
+    max_failed: Fraction = Field(0.2, description="fraction of a stage's tasks that may fail before the stage ends")
+    system: System = Field(description="structure and potential", examples=["{structure: ..., potential: ...}"])
+    sample: tuple[Sample, ...] = Field(
+        min_length=1, description="list of sampling runs", examples=["[{method: npt, ...}]"]
+    )
+    select: Select | None = Field(None, description="frames to label", examples=["{method: rnd_stream, size: 32}"])
+    label: Label | None = Field(None, description="what labels them", examples=["{engine: lammps}"])
+    train: Train | None = Field(None, description="what is trained", examples=["{model: schnet}"])
+    validation: tuple[Validate, ...] = Field(
+        (), alias="validate", description="list of tests of the model", examples=["[{method: errors}]"]
+    )
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this campaign has, in order."""
+        parts = {"select": self.select, "label": self.label, "train": self.train, "validate": self.validation}
+        return ("sample", *(name for name, part in parts.items() if part))

@@ -1,0 +1,187 @@
+"""The data files that a campaign names: where they may be, and what campaign reads of them itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from campaign.config.yaml_lines import Problem, show
+from campaign.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+#: Atom styles that the LAMMPS engine writes.
+ATOM_STYLES = ("atomic", "charge")
+
+#: ASE's name for the format of each kind of structure file. The name decides, the content is never guessed at.
+STRUCTURE_FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".cif": "cif", ".vasp": "vasp", ".poscar": "vasp"}
+
+_HEADER = re.compile(r"#\s*(elements|atom_style)\s*:\s*(.*?)\s*\Z")
+
+
+@dataclass(frozen=True)
+class PotentialHeader:
+    """What campaign must know of a LAMMPS potential file.
+
+    Attributes
+    ----------
+    elements
+        Chemical symbols in the order of the LAMMPS atom types.
+    atom_style
+        LAMMPS's ``atom_style``: ``atomic``, or ``charge`` where the potential needs charges.
+    """
+
+    elements: tuple[str, ...]
+    atom_style: str = "atomic"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a data file: at ``line`` of it, and what to do."""
+
+    what: str
+    got: str
+    remedy: str
+    line: int = 1
+
+    def problem(self, key: str) -> Problem:
+        """Return it as a problem of the data file itself."""
+        return Problem(self.line, key, self.what, self.got, self.remedy)
+
+
+def find(written: str, folder: Path, roots: Iterable[Path]) -> Path | Fault:
+    """Return the file that a campaign names, or what is wrong with the path.
+
+    Parameters
+    ----------
+    written
+        The path as it stands in the campaign file.
+    folder
+        The campaign file's folder: relative paths start there and may not leave it, links included.
+    roots
+        Other folders that paths may lead into.
+    """
+    got = show(written)
+    allowed = [folder.resolve(), *(Path(r).resolve() for r in roots)]
+    try:
+        path = (folder / written).resolve()
+        if not any(path.is_relative_to(root) for root in allowed[1 if Path(written).is_absolute() else 0 :]):
+            remedy = "copy the file beside the campaign file and write its relative path"
+            return Fault("this path leaves the campaign file's folder", got, remedy)
+        if path.is_dir():
+            return Fault("this is a folder", got, "write the path of a file")
+        if not path.is_file():
+            near = sorted(p.name for p in path.parent.glob(f"*{path.suffix}"))[:5] if path.parent.is_dir() else []
+            hint = f"that folder holds {', '.join(near)}" if near else "write it relative to the campaign file"
+            return Fault("there is no such file", got, hint)
+        with path.open("rb"):
+            return path
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or error
+        return Fault(f"this file cannot be read ({reason})", got, "check the path and its permissions")
+
+
+def read_potential_header(path: Path) -> PotentialHeader:
+    """Read the comment header of a LAMMPS potential file.
+
+    The file holds plain LAMMPS lines in ``units metal`` under a header of comments::
+
+        # elements: Na Cl
+        # atom_style: charge
+
+    Raises
+    ------
+    InputError
+        If the header is missing or wrong, naming the file and the line.
+    """
+    found = potential_header(Path(path))
+    if isinstance(found, Fault):
+        raise InputError(found.problem("potential").text(path))
+    return found
+
+
+def potential_header(path: Path) -> PotentialHeader | Fault:
+    """Return the header of a potential file, or what is wrong with it."""
+    from ase.data import atomic_numbers
+
+    example = "begin the file with '# elements: Na Cl', in the order of the atom types"
+    try:
+        rows = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return Fault("this is not a text file", show(path.name), "name a file of LAMMPS lines")
+    except OSError as error:
+        return Fault(f"this file cannot be read ({error.strerror})", show(path.name), "check the path")
+    entries: dict[str, tuple[int, str]] = {}
+    for number, row in enumerate(rows, 1):
+        if row.strip() and not row.startswith("#"):
+            break
+        match = _HEADER.match(row)
+        if match:
+            entries.setdefault(match[1], (number, match[2]))
+    if "elements" not in entries:
+        return Fault("the potential has no '# elements:' line in its header", show(path.name), example)
+    line, text = entries["elements"]
+    elements = tuple(text.split())
+    bad = [e for e in elements if atomic_numbers.get(e, 0) < 1]
+    if bad or not elements or len(set(elements)) < len(elements):
+        what = "the '# elements:' line of the potential must list different chemical symbols"
+        return Fault(what, show(text), example, line)
+    line, style = entries.get("atom_style", (1, "atomic"))
+    if style not in ATOM_STYLES:
+        remedy = f"write one of {', '.join(ATOM_STYLES)}"
+        return Fault("the potential's '# atom_style:' is not one that campaign writes", show(style), remedy, line)
+    return _check_lines(path, rows) or PotentialHeader(elements, style)
+
+
+def _check_lines(path: Path, rows: list[str]) -> Fault | None:
+    words = [(n, row.split("#")[0].split()) for n, row in enumerate(rows, 1)]
+    for number, row in words:
+        if row[:1] == ["units"] and row[1:] != ["metal"]:
+            got = show(" ".join(row))
+            return Fault("the potential must be in units metal", got, "convert it to eV and Å, units metal", number)
+    if not any(row[:1] == ["pair_style"] for _, row in words):
+        return Fault("the potential has no pair_style line", show(path.name), "add LAMMPS's pair_style and pair_coeff")
+    return None
+
+
+def read_structure(path: Path) -> Atoms:
+    """Read the first structure of a file (``STRUCTURE_FORMATS``; POSCAR and CONTCAR by name) as ASE atoms.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or has no atoms or no cell.
+    """
+    found = structure(Path(path))
+    if isinstance(found, Fault):
+        raise InputError(found.problem("structure").text(path))
+    return found
+
+
+def structure(path: Path) -> Atoms | Fault:
+    """Return the first structure of a file, or what is wrong with it."""
+    from ase.io import read
+
+    kind = STRUCTURE_FORMATS.get(path.suffix.lower())
+    if path.name.upper() in ("POSCAR", "CONTCAR"):
+        kind = "vasp"
+    if kind is None:
+        remedy = f"convert it to one of POSCAR, {', '.join(STRUCTURE_FORMATS)}"
+        return Fault("this kind of structure file is not read", show(path.name), remedy)
+    try:
+        found = read(path, index=0, format=kind)
+    except (ValueError, OSError, IndexError, KeyError, StopIteration, RuntimeError, AssertionError) as error:
+        # What ASE's readers raise on a damaged file depends on where it is damaged.
+        reason = str(error).partition("\n")[0][:80] or type(error).__name__
+        remedy = f"check that ASE reads it as {kind}"
+        return Fault(f"the structure cannot be read ({reason})", show(path.name), remedy)
+    atoms: Atoms = found[0] if isinstance(found, list) else found
+    if len(atoms) == 0:
+        return Fault("the structure has no atoms", show(path.name), "name a file with atoms in it")
+    if atoms.cell.rank != 3:
+        return Fault("the structure has no cell", show(path.name), "add the three cell vectors (Lattice= in extxyz)")
+    return atoms

@@ -1,0 +1,111 @@
+"""Reading campaign and site files, and writing them out resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+
+from campaign.config.campaign_file import NOT_YET, Campaign
+from campaign.config.fields import suggest
+from campaign.config.physics import View, check_files, check_keys
+from campaign.config.problems import validate
+from campaign.config.site_checks import check_site
+from campaign.config.site_file import Site
+from campaign.config.templates import site_names, site_path
+from campaign.config.yaml_lines import Problem, read_document, show, write
+from campaign.errors import InputError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A file that was read and found right.
+
+    Attributes
+    ----------
+    spec
+        The model.
+    path
+        The file.
+    folder
+        Its folder: relative paths in it start here.
+    lines
+        Line of every key path, such as ``sample[0].steps``.
+    files
+        Every data file the campaign names: path as written -> the file.
+    """
+
+    spec: T
+    path: Path
+    folder: Path
+    lines: Mapping[str, int] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def load_campaign(path: Path, *, roots: Iterable[Path] = ()) -> Loaded[Campaign]:
+    """Read and check a campaign file and the data files it names.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+    roots
+        Folders outside the campaign's own that its data files may be in.
+
+    Raises
+    ------
+    InputError
+        With every problem of the file, each a line ``FILE:LINE: path.to.key: what is wrong, got VALUE; remedy``.
+    """
+    path = Path(path)
+    document = read_document(path)
+    spec, problems = validate(Campaign, document, NOT_YET)
+    view = View(document, problems)
+    files: dict[str, Path] = {}
+    if isinstance(document.data, dict):
+        files, faults = check_files(view, path.parent, roots)
+        problems += faults
+        problems += check_keys(View(document, problems))
+    if problems or not isinstance(spec, Campaign):
+        raise _input_error(path, problems)
+    return Loaded(spec, path, path.parent, document.lines, files)
+
+
+def load_site(name_or_path: str) -> Site:
+    """Read and check a site file, by the name of one that comes with campaign or by path.
+
+    Raises
+    ------
+    InputError
+        With every problem of the file, or if there is no such site.
+    """
+    text = str(name_or_path)
+    if "/" in text or text.endswith((".yaml", ".yml")):
+        path = Path(text)
+    elif text in site_names():
+        path = site_path(text)
+    else:
+        hint = suggest(text, site_names())
+        raise InputError(f"site: there is no such site, got {show(text)}; {hint}, or the path of a site file")
+    document = read_document(path)
+    spec, problems = validate(Site, document, {})
+    if isinstance(document.data, dict):
+        problems += check_site(View(document, problems))
+    if problems or not isinstance(spec, Site):
+        raise _input_error(path, problems)
+    return spec
+
+
+def dump(model: BaseModel) -> str:
+    """Return a campaign or site as YAML, every default written out; it reads back as an equal model."""
+    return write(model.model_dump(mode="json", by_alias=True))
+
+
+def _input_error(path: Path, problems: Iterable[Problem]) -> InputError:
+    ordered = sorted(problems, key=lambda p: p.line)
+    return InputError(*(p.text(path) for p in ordered))

@@ -1,0 +1,251 @@
+"""What must hold between several keys, and between the campaign file and the files it names.
+
+The checks read the raw data, not the model, so that they also run, as far as they can, on a file with other mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from campaign.config.campaign_file import NPT, PROTOTYPES, Errors, Loss
+from campaign.config.data_files import Fault, find, potential_header, structure
+from campaign.config.yaml_lines import Document, Problem, join, show
+
+#: Stages that each stage works on the results of.
+NEEDS = {"label": ("select",), "train": ("select", "label"), "validate": ("train",)}
+
+Part = str | int
+
+
+class View:
+    """Careful access to a document: what is missing, of another type or already reported is None."""
+
+    def __init__(self, document: Document, problems: Iterable[Problem]) -> None:
+        self.document = document
+        self.bad = {p.key for p in problems}
+
+    def get(self, *parts: Part) -> Any:
+        """Return the value at a key path."""
+        value, path = self.document.data, ""
+        for part in parts:
+            path = join(path, part)
+            if path in self.bad:
+                return None
+            if isinstance(part, str) and isinstance(value, dict):
+                value = value.get(part)
+            elif isinstance(part, int) and isinstance(value, list) and part < len(value):
+                value = value[part]
+            else:
+                return None
+        if any(key.startswith((path + ".", path + "[")) for key in self.bad) and not isinstance(value, dict | list):
+            return None
+        return value
+
+    def text(self, *parts: Part) -> str | None:
+        """Return a text."""
+        value = self.get(*parts)
+        return value if isinstance(value, str) else None
+
+    def number(self, *parts: Part, default: float | None = None) -> float | None:
+        """Return a positive number, or the default where the key is not written (and no other word stands for it)."""
+        value = self.get(*parts)
+        if value is None:
+            beside = self.path(*parts[:-1]) + "."
+            unsure = self.path(*parts) in self.document.lines or any(key.startswith(beside) for key in self.bad)
+            return None if unsure else default
+        return value if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+
+    def items(self, *parts: Part) -> list[Any]:
+        """Return a list; empty where there is none."""
+        value = self.get(*parts)
+        return value if isinstance(value, list) else []
+
+    def mapping(self, *parts: Part) -> dict[str, Any]:
+        """Return a mapping; empty where there is none."""
+        value = self.get(*parts)
+        return value if isinstance(value, dict) else {}
+
+    def path(self, *parts: Part) -> str:
+        """Return the key path as it is written in messages."""
+        path = ""
+        for part in parts:
+            path = join(path, part)
+        return path
+
+    def problem(self, parts: tuple[Part, ...], what: str, got: Any, remedy: str) -> Problem:
+        """Return a problem at a key, on its line; a ``got`` that is text stands as it is."""
+        key = self.path(*parts)
+        return Problem(self.document.line(key), key, what, got if isinstance(got, str) else show(got), remedy)
+
+
+def check_keys(view: View) -> Iterator[Problem]:
+    """Yield what does not hold between keys of a campaign file."""
+    yield from _stage_order(view)
+    yield from _potential_given(view)
+    yield from _prototype(view)
+    yield from _steps(view)
+    yield from _pool_size(view)
+    loss = view.mapping("train", "loss")
+    names = list(Loss.model_fields)
+    if names and all(loss.get(n) == 0 for n in names):
+        yield view.problem(("train", "loss"), "every weight is zero", loss, "give at least one a weight above 0")
+
+
+def _present(view: View, stage: str) -> bool:
+    data = view.document.data
+    return isinstance(data, dict) and bool(data.get(stage))
+
+
+def _stage_order(view: View) -> Iterator[Problem]:
+    for stage, needed in NEEDS.items():
+        missing = [n for n in needed if not _present(view, n)]
+        if _present(view, stage) and missing:
+            names = " and ".join(f"'{n}'" for n in missing)
+            what = f"'{stage}' works on the results of {names}"
+            yield view.problem((stage,), what, f"no {names}", f"add a section {names}, or remove '{stage}'")
+    methods = [view.text("validate", i, "method") for i in range(len(view.items("validate")))]
+    for i, method in enumerate(methods):
+        if method == "rdf" and "stability" not in methods[:i]:
+            what = "'rdf' works on the run of a 'stability' entry before it"
+            yield view.problem(
+                ("validate", i, "method"), what, "no 'stability'", "put '- {method: stability, ...}' before it"
+            )
+
+
+def _potential_given(view: View) -> Iterator[Problem]:
+    system = view.get("system")
+    if not isinstance(system, dict) or system.get("potential") is not None:
+        return
+    users: list[tuple[Part, ...]] = []
+    for i in range(len(view.items("sample"))):
+        if view.text("sample", i, "method") in ("npt", "nvt"):
+            users.append(("sample", i, "method"))
+    if view.text("label", "engine") == "lammps" and view.mapping("label").get("potential") is None:
+        users.append(("label", "engine"))
+    if view.text("train", "model") != "fake":
+        for i in range(len(view.items("validate"))):
+            if view.text("validate", i, "method") in ("stability", "rdf"):
+                users.append(("validate", i, "method"))
+    for user in users:
+        word = view.text(*user)
+        what = f"'{word}' needs a potential"
+        yield view.problem(user, what, "no system.potential", "add 'potential: {lammps: FILE}' under system")
+
+
+def _prototype(view: View) -> Iterator[Problem]:
+    place = ("system", "structure")
+    prototype = view.text(*place, "prototype")
+    if prototype not in PROTOTYPES:
+        return
+    elements = view.items(*place, "elements")
+    needed = PROTOTYPES[prototype]
+    if elements and len(elements) != needed:
+        what = f"{prototype} has {needed} element{'s' if needed > 1 else ''}"
+        yield view.problem((*place, "elements"), what, elements, f"write {needed}")
+    if prototype != "hcp" and view.get(*place, "c") is not None:
+        what = f"{prototype} is cubic and has no c"
+        yield view.problem((*place, "c"), what, view.get(*place, "c"), "remove it")
+
+
+def _md_frames(view: View, i: int) -> tuple[float, float] | None:
+    """Return (steps, every) of a sampling entry by molecular dynamics."""
+    if view.text("sample", i, "method") not in ("npt", "nvt"):
+        return None
+    steps = view.number("sample", i, "steps")
+    every = view.number("sample", i, "every", default=NPT.model_fields["every"].default)
+    return (steps, every) if steps and every else None
+
+
+def _steps(view: View) -> Iterator[Problem]:
+    for i in range(len(view.items("sample"))):
+        found = _md_frames(view, i)
+        if found and found[0] % found[1]:
+            steps, every = found
+            better = int(max(1, round(steps / every)) * every)
+            what = f"steps must be a multiple of every ({every:g})"
+            yield view.problem(("sample", i, "steps"), what, steps, f"write {better}")
+
+
+def _pool_size(view: View) -> Iterator[Problem]:
+    """Check that the pool can give what is selected and what is held out."""
+    pool = 0.0
+    for i in range(len(view.items("sample"))):
+        found = _md_frames(view, i)
+        frames = found[0] // found[1] if found else view.number("sample", i, "frames")
+        walkers = view.number("sample", i, "walkers", default=1)
+        if not frames or not walkers:
+            return
+        pool += frames * walkers
+    size = view.number("select", "size")
+    if not size or not pool:
+        return
+    if size > pool:
+        what = f"the sampling gives only {pool:.0f} frames"
+        yield view.problem(("select", "size"), what, size, "select fewer, or sample more steps or walkers")
+        return
+    for i in range(len(view.items("validate"))):
+        held_out = view.number("validate", i, "held_out", default=Errors.model_fields["held_out"].default)
+        if view.text("validate", i, "method") != "errors" or not held_out:
+            continue
+        picks = size * (1 + len(view.items("validate", i, "against")))
+        if held_out + picks > pool:
+            what = f"the sampling gives {pool:.0f} frames and {picks:.0f} of them are for training"
+            remedy = f"write held_out: {max(1, pool - picks):.0f} or less, or sample more"
+            yield view.problem(("validate", i, "held_out"), what, held_out, remedy)
+
+
+def check_files(view: View, folder: Path, roots: Iterable[Path]) -> tuple[dict[str, Path], list[Problem]]:
+    """Find and check every data file that the campaign names.
+
+    Returns
+    -------
+    tuple
+        The files by their path as written, and what is wrong.
+    """
+    files: dict[str, Path] = {}
+    problems: list[Problem] = []
+    roots = list(roots)
+
+    def open_file(parts: tuple[Part, ...]) -> Path | None:
+        written = view.text(*parts)
+        if not written:
+            return None
+        found = find(written, folder, roots)
+        if isinstance(found, Fault):
+            problems.append(view.problem(parts, found.what, found.got, found.remedy))
+            return None
+        files[written] = found
+        return found
+
+    elements = _elements(view)
+    place: tuple[Part, ...] = ("system", "structure", "file")
+    path = open_file(place)
+    if path:
+        atoms = structure(path)
+        if isinstance(atoms, Fault):
+            problems.append(view.problem(place, atoms.what, atoms.got, atoms.remedy))
+        else:
+            elements = set(atoms.get_chemical_symbols())
+    for section in ("system", "label"):
+        place = (section, "potential", "lammps")
+        path = open_file(place)
+        if path is None:
+            continue
+        header = potential_header(path)
+        if isinstance(header, Fault):
+            what = f"{header.what} (line {header.line} of {path.name})"
+            problems.append(view.problem(place, what, header.got, header.remedy))
+        elif not elements <= set(header.elements):
+            absent = ", ".join(sorted(elements - set(header.elements)))
+            what = f"the structure has {absent}, which this potential (elements {' '.join(header.elements)}) has not"
+            problems.append(view.problem(place, what, show(view.text(*place)), f"name a potential with {absent} in it"))
+    return files, problems
+
+
+def _elements(view: View) -> set[str]:
+    """Return the elements of a prototype; none where one of them is wrong."""
+    place = ("system", "structure", "elements")
+    found = [view.text(*place, i) for i in range(len(view.items(*place)))]
+    return set() if None in found else {e for e in found if e is not None}

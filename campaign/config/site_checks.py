@@ -1,0 +1,145 @@
+"""What must hold inside a site file, and between a campaign and the site it runs on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from campaign.config.campaign_file import STAGES, Campaign, LammpsLabel, MolecularDynamics
+from campaign.config.fields import suggest
+from campaign.config.physics import View
+from campaign.config.site_file import ENGINES, OPTIONS, Executor, Site
+from campaign.config.yaml_lines import Problem, show
+
+if TYPE_CHECKING:
+    from campaign.config.load import Loaded
+
+
+def check_site(view: View) -> list[Problem]:
+    """Return what does not hold between keys of a site file."""
+    problems: list[Problem] = []
+    executors = view.mapping("executors")
+    for stage, name in view.mapping("stages").items():
+        if stage not in (*STAGES, "default"):
+            remedy = suggest(stage, (*STAGES, "default"))
+            problems.append(view.problem(("stages", stage), "there is no such stage", name, remedy))
+        if isinstance(name, str) and executors and name not in executors:
+            remedy = suggest(name, executors)
+            problems.append(view.problem(("stages", stage), "there is no such executor", show(name), remedy))
+    for name in executors:
+        problems += _check_executor(view, name)
+    for engine, command in view.mapping("launch").items():
+        if engine not in ENGINES:
+            what = "there is no engine of this name to launch"
+            problems.append(view.problem(("launch", engine), what, show(command), suggest(engine, ENGINES)))
+        problems += _check_command(view, engine)
+    for i, root in enumerate(view.items("roots")):
+        if isinstance(root, str) and not Path(root).is_absolute():
+            remedy = "write the whole path, from /"
+            problems.append(view.problem(("roots", i), "this path is not absolute", show(root), remedy))
+    return problems
+
+
+def _check_executor(view: View, name: str) -> list[Problem]:
+    problems: list[Problem] = []
+    here = ("executors", name)
+    provider = view.text(*here, "provider")
+    if provider not in OPTIONS:
+        return problems
+    for option, value in view.mapping(*here, "options").items():
+        if option not in OPTIONS[provider]:
+            known = OPTIONS[provider]
+            remedy = suggest(option, known) if known else "remove it: the local provider has no options"
+            what = f"the {provider} provider has no such option"
+            problems.append(view.problem((*here, "options", option), what, show(value), remedy))
+    cores = view.number(*here, "cores")
+    workers = view.number(*here, "workers")
+    each = view.number(*here, "cores_per_worker", default=1)
+    if provider != "local" and not cores and not workers and _left_to_auto(view, here):
+        what = f"the cores of a {provider} node are not known"
+        remedy = "write the cores of a node, such as cores: 64, or a number of workers"
+        problems.append(view.problem((*here, "cores"), what, "auto", remedy))
+    if cores and workers and each and workers * each > cores:
+        what = f"{workers:g} workers of {each:g} cores are more than the node's {cores:g} cores"
+        problems.append(view.problem((*here, "workers"), what, workers, f"write {max(1, cores // each):g}"))
+    return problems
+
+
+def _left_to_auto(view: View, executor: tuple[str, str]) -> bool:
+    """Return whether cores and workers are both left to auto."""
+    keys = ("cores", "workers")
+    known = all(view.path(*executor, key) not in view.bad for key in keys)
+    return known and all(view.get(*executor, key) in (None, "auto") for key in keys)
+
+
+def _check_command(view: View, engine: str) -> list[Problem]:
+    problems: list[Problem] = []
+    words = view.items("launch", engine)
+    if not all(isinstance(word, str) for word in words):
+        return problems
+    for i, word in enumerate(words):
+        if " " in word.strip():
+            what = "each word of the command is an entry of its own"
+            remedy = "write [" + ", ".join(f'"{w}"' for w in word.split()) + "]"
+            problems.append(view.problem(("launch", engine, i), what, show(word), remedy))
+        unknown = [p for p in re.findall(r"\{[^}]*\}", word) if p != "{ranks}"]
+        if unknown:
+            what = f"{unknown[0]} is nothing that campaign fills in"
+            problems.append(view.problem(("launch", engine, i), what, show(word), 'write "{ranks}"'))
+    if words and not any("{" in w for w in words):
+        what = "the command does not say how many ranks to start"
+        remedy = 'write "{ranks}" where the number goes, such as [mpiexec, -n, "{ranks}"]'
+        problems.append(view.problem(("launch", engine), what, show(words), remedy))
+    return problems
+
+
+def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
+    """Return what a campaign asks for and a site has not, each with the campaign file's line.
+
+    Returns
+    -------
+    list of str
+        Full lines as in `campaign.errors.InputError`; empty when all is well.
+    """
+    spec = loaded.spec
+    problems: list[Problem] = []
+
+    def say(key: str, what: str, got: str, remedy: str) -> None:
+        line = next((loaded.lines[k] for k in (key, key.rpartition(".")[0]) if k in loaded.lines), 1)
+        problems.append(Problem(line, key, what, got, remedy))
+
+    for stage in spec.stages:
+        if stage not in site.stages and "default" not in site.stages:
+            remedy = f"write 'default: {next(iter(site.executors))}' under stages of the site file"
+            say(stage, f"site {site.name} has no executor for this stage", "nothing", remedy)
+            continue
+        name = site.executor_for(stage)
+        missing = _missing_gpus(site.executors[name])
+        if missing:
+            what = f"executor {name} of site {site.name} asks for {site.executors[name].gpus} GPUs of this machine"
+            say(stage, what, f"{missing - 1}", f"set 'gpus: 0' for {name} in the site file, or run on another site")
+    asked = {f"sample[{i}]": s.ranks for i, s in enumerate(spec.sample) if isinstance(s, MolecularDynamics)}
+    if isinstance(spec.label, LammpsLabel):
+        asked["label"] = spec.label.ranks
+    for key, ranks in asked.items():
+        stage = key.partition("[")[0]
+        if ranks > 1 and not site.launch.get("lammps"):
+            remedy = "write 'lammps: [mpiexec, -n, \"{ranks}\"]' under launch of the site file, or ranks: 1"
+            what = f"site {site.name} has no command to launch LAMMPS on several ranks"
+            say(f"{key}.ranks", what, f"{ranks}", remedy)
+        if stage in site.stages or "default" in site.stages:
+            name = site.executor_for(stage)
+            cores = site.cores_per_node(name)
+            if ranks > cores:
+                what = f"executor {name} of site {site.name} has nodes of {cores} cores"
+                say(f"{key}.ranks", what, f"{ranks}", f"write {cores} or less, or choose a site with larger nodes")
+    return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)]
+
+
+def _missing_gpus(executor: Executor) -> int:
+    """Return one more than the GPUs found here where a local executor asks for more, else 0."""
+    if executor.provider != "local" or not executor.gpus or Path("/dev/kfd").exists():
+        return 0
+    found = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return found + 1 if executor.gpus > found else 0

@@ -1,0 +1,116 @@
+"""The site file as frozen models: the facts of a machine, and no physics."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from campaign.config.fields import Count, FileName, Model, NonNegativeInteger, Scalars, integer, suggest, wrong
+from campaign.errors import InputError
+
+#: Engines that a site may have a launch command for.
+ENGINES = ("lammps", "cp2k")
+
+#: What ``options`` may hold for each provider: the names of Parsl's own provider arguments.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "local": (),
+    "slurm": (
+        "partition",
+        "account",
+        "qos",
+        "constraint",
+        "clusters",
+        "mem_per_node",
+        "gres",
+        "scheduler_options",
+        "exclusive",
+    ),
+    "pbs": ("account", "queue", "scheduler_options", "select_options"),
+}
+
+
+def _count_or_auto(value: object) -> int | str:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str) and not value.isdigit():
+        raise wrong("a whole number or auto is needed", suggest(value, ["auto"]) + " or a whole number")
+    count = integer(value)
+    if count < 1:
+        raise wrong("must be at least 1", "write a whole number of at least 1, or auto")
+    return count
+
+
+CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
+
+
+class Executor(Model):
+    """One pool of workers: where its nodes come from and how they are cut up."""
+
+    provider: Literal["local", "slurm", "pbs"] = Field(description="where nodes come from", examples=["local"])
+    nodes: Count = Field(1, description="nodes of a block (one job of the batch system)")
+    cores: CountOrAuto = Field("auto", description="cores of a node; auto is for the local provider")
+    workers: CountOrAuto = Field("auto", description="workers of a node; auto is one for each cores_per_worker cores")
+    cores_per_worker: Count = Field(1, description="cores of a worker")
+    gpus: NonNegativeInteger = Field(0, description="GPUs of a node")
+    max_blocks: Count = Field(1, description="most blocks held at once")
+    walltime: str = Field(
+        "01:00:00", pattern=r"^[0-9]{1,3}:[0-5][0-9]:[0-5][0-9]$", description="of a block, as HH:MM:SS"
+    )
+    options: Scalars = Field(default_factory=dict, description="the provider's own: partition, account, queue ...")
+
+
+class Site(Model):
+    """A whole site file."""
+
+    name: str = Field(
+        alias="site",
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        max_length=64,
+        description="lower-case letters, digits, - and _, starting with a letter or digit",
+        examples=["local"],
+    )
+    description: str = Field("", description="one line about the machine")
+    executors: dict[str, Executor] = Field(
+        min_length=1, description="pools of workers by name", examples=["{cpu: {provider: local}}"]
+    )
+    stages: dict[str, str] = Field(description="the executor of each stage", examples=["{default: cpu}"])
+    launch: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="the command in front of each engine, as a list with {ranks} to fill"
+    )
+    environment: tuple[str, ...] = Field((), description="shell lines run before the workers start")
+    scratch: FileName | None = Field(None, description="folder for temporary files")
+    roots: tuple[FileName, ...] = Field((), description="folders outside a campaign's own that its files may be in")
+
+    def executor_for(self, stage: str) -> str:
+        """Return the name of the executor that runs ``stage``.
+
+        Raises
+        ------
+        InputError
+            If the site has neither an executor for the stage nor a default.
+        """
+        found = self.stages.get(stage, self.stages.get("default"))
+        if found is None:
+            raise InputError(
+                f"site {self.name}: stages.{stage}: no executor runs this stage, got nothing; "
+                f"write 'default: {next(iter(self.executors))}' under stages"
+            )
+        return found
+
+    def cores_per_node(self, executor: str) -> int:
+        """Return the cores of one node of ``executor`` (of this machine, where a local executor says auto)."""
+        found = self.executors[executor]
+        if isinstance(found.cores, int):
+            return found.cores
+        if found.provider == "local":
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return int(found.workers) * found.cores_per_worker
+
+    def workers_per_node(self, executor: str) -> int:
+        """Return the workers on one node of ``executor``, with auto resolved."""
+        found = self.executors[executor]
+        if isinstance(found.workers, int):
+            return found.workers
+        return max(1, self.cores_per_node(executor) // found.cores_per_worker)

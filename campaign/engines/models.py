@@ -1,0 +1,82 @@
+"""Models by name: what trains, what is rebuilt from stored weights. A new model is one module and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from campaign.frames import Frames
+from campaign.tasks import Json
+
+Array = npt.NDArray[Any]
+Epoch = Callable[[dict[str, float]], None]
+
+
+class Model(Protocol):
+    """A trained potential."""
+
+    def evaluate(self, frames: Frames) -> tuple[Array, Array, Array]:
+        """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive."""
+
+    def export(self, path: Path) -> None:
+        """Write it as a file of its own."""
+
+
+def train(
+    blocks: Sequence[Frames], spec: Mapping[str, Json], seed: int, on_epoch: Epoch, delay: float = 0.0
+) -> tuple[dict[str, Array], dict[str, Json]]:
+    """Train the model that ``spec["model"]`` names; return its weights and a summary.
+
+    Raises
+    ------
+    EngineError
+        There is nothing to train on, or the training diverged.
+    """
+    if spec["model"] == "fake":
+        from campaign.engines import fake
+
+        return fake.train(blocks, seed, on_epoch, delay)
+    from campaign.engines import schnetpack_train
+
+    return schnetpack_train.train(blocks, spec, seed, on_epoch)
+
+
+def build_model(spec: Mapping[str, Json], weights: Mapping[str, Array]) -> Model:
+    """Rebuild a trained model from its weights."""
+    if spec["model"] == "fake":
+        from campaign.engines import fake
+
+        return fake.ToyCrystal(float(weights["scale"][0]))
+    from campaign.engines import schnetpack
+
+    return schnetpack.Potential(spec, weights)
+
+
+class Mean:
+    """The mean of an ensemble, as one model.
+
+    Parameters
+    ----------
+    members
+        At least one model.
+    """
+
+    def __init__(self, members: Sequence[Model]) -> None:
+        self.members = list(members)
+
+    def evaluate(self, frames: Frames) -> tuple[Array, Array, Array]:
+        """Return the members' mean energy (n,), forces (n, a, 3) and stress (n, 3, 3)."""
+        results = [m.evaluate(frames) for m in self.members]
+        energy, forces, stress = (np.mean([r[k] for r in results], axis=0) for k in range(3))
+        return energy, forces, stress
+
+
+def versions(model: str) -> dict[str, str]:
+    """Return the versions of what a model runs."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in (("torch", "schnetpack") if model == "schnet" else ())}

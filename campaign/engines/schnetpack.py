@@ -1,0 +1,412 @@
+"""SchNetPack: SchNet as a descriptor of whole frames and as a potential. Training is in ``schnetpack_train``.
+
+Models are SchNetPack's own modules. Two things are done around them, both exact: filters are computed once for each
+pair instead of twice (:func:`schnet`), and outside training forces and stress come from the derivative to the pair
+vectors, one backward pass without the strain of ``schnetpack.atomistic.Strain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from campaign.errors import EngineError, InputError
+from campaign.frames import Array, Frames
+from campaign.science.neighbours import Neighbours, neighbour_list
+
+if TYPE_CHECKING:
+    import torch
+    from ase.calculators.calculator import Calculator
+
+#: Gaussians in which SchNet expands a distance.
+RADIAL = 20
+#: Atoms of a chunk: keeps memory constant and the working set within the cache.
+_CHUNK_ATOMS = 1024
+_FORMAT = 1
+_UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3, tension positive"}
+Results = tuple[Array, Array, Array]
+
+
+def load_schnetpack() -> Any:
+    """Import SchNetPack, on any torch.
+
+    SchNetPack 2.1 wants a name that torch 2.5 and later do not have; nothing but a type annotation uses it.
+    """
+    import warnings
+    from typing import TypeVar
+
+    import torch.utils.data.dataloader as dataloader
+
+    if not hasattr(dataloader, "T_co"):
+        dataloader.T_co = TypeVar("T_co", covariant=True)  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # it scripts a function with torch.jit, which newer torch deplores
+        import schnetpack
+
+    return schnetpack
+
+
+def schnet(features: int, interactions: int, cutoff: float, seed: int) -> Any:
+    """Return a seeded SchNet representation that takes every pair once (see :func:`half_pairs`).
+
+    The filter of a pair depends on its length alone, so it serves i -> j and j -> i. The weights are those of
+    SchNetPack's ``SchNet``, and so are the results on the full list.
+    """
+    import torch
+
+    spk = load_schnetpack()
+    properties, scatter_add = spk.properties, spk.nn.scatter_add
+
+    class HalfSchNet(spk.representation.SchNet):  # type: ignore[misc, name-defined]
+        def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            i, j = inputs[properties.idx_i], inputs[properties.idx_j]
+            distances = torch.linalg.vector_norm(inputs[properties.Rij], dim=1)
+            expanded = self.radial_basis(distances)
+            window = self.cutoff_fn(distances)[:, None]
+            x = self.embedding(inputs[properties.Z])
+            for block in self.interactions:
+                filters = block.filter_network(expanded) * window
+                y = block.in2f(x)
+                into = scatter_add(y.index_select(0, j) * filters, i, dim_size=len(y)) + scatter_add(
+                    y.index_select(0, i) * filters, j, dim_size=len(y)
+                )
+                x = x + block.f2out(into)
+            inputs["scalar_representation"] = x
+            return inputs
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed & (2**63 - 1))
+        return HalfSchNet(
+            n_atom_basis=features,
+            n_interactions=interactions,
+            radial_basis=spk.nn.GaussianRBF(n_rbf=RADIAL, cutoff=cutoff),
+            cutoff_fn=spk.nn.CosineCutoff(cutoff),
+        )
+
+
+def network(spec: Mapping[str, Any], seed: int) -> Any:
+    """Return SchNetPack's ``NeuralNetworkPotential`` with energy, forces and stress as outputs.
+
+    ``spec`` has features, interactions and cutoff (Å). Energy and its derivatives are in the units of the scale that
+    :class:`Potential` multiplies back.
+    """
+    import torch
+
+    spk = load_schnetpack()
+    representation = schnet(spec["features"], spec["interactions"], spec["cutoff"], seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((seed & (2**62 - 1)) + 1)
+        energy = spk.atomistic.Atomwise(n_in=spec["features"], output_key=spk.properties.energy)
+    return spk.model.NeuralNetworkPotential(
+        representation=representation,
+        input_modules=[spk.atomistic.Strain(), spk.atomistic.PairwiseDistances()],
+        output_modules=[energy, spk.atomistic.Forces(calc_stress=True)],
+    )
+
+
+def half_pairs(pairs: Neighbours) -> Array:
+    """Return the mask (E,) of pairs that stand for both directions: i < j, or one of an atom's two mirror images."""
+    a, b, c = pairs.shifts.T
+    ahead = (a > 0) | ((a == 0) & ((b > 0) | ((b == 0) & (c > 0))))
+    return np.asarray((pairs.idx_i < pairs.idx_j) | ((pairs.idx_i == pairs.idx_j) & ahead))
+
+
+def chunks(frames: Frames) -> Iterator[slice]:
+    """Yield slices of at most about a thousand atoms (one frame at least)."""
+    step = max(1, _CHUNK_ATOMS // max(frames.n_atoms, 1))
+    for start in range(0, len(frames), step):
+        yield slice(start, start + step)
+
+
+def _require_species(frames: Frames, known: Sequence[int], what: str) -> None:
+    unknown = sorted({int(z) for z in np.unique(frames.numbers)} - set(known))
+    if unknown:
+        from ase.data import chemical_symbols
+
+        have = ", ".join(chemical_symbols[z] for z in known)
+        lack = ", ".join(chemical_symbols[z] for z in unknown)
+        raise EngineError(
+            f"The {what} knows {have}, and the frames also hold {lack}; "
+            f"train it on frames with {lack}, or leave these frames out."
+        )
+
+
+class Descriptor:
+    """An untrained SchNet, pooled over atoms, as the descriptor of a frame.
+
+    Source: random network distillation of molten salts (Tovey et al.) maps configurations by untrained SchNet
+    representations. Plain means over atoms hide single close contacts; the spread within each species shows them.
+
+    Parameters
+    ----------
+    numbers_present
+        Atomic numbers of the campaign, in any order.
+    features, interactions, cutoff
+        The representation; cutoff in Å.
+    seed
+        Decides the random weights.
+    pooling
+        ``"mean"``: mean over all atoms, d = features. ``"species"``: mean and standard deviation over the atoms of
+        each species, d = 2 features times species.
+    """
+
+    def __init__(
+        self,
+        numbers_present: Sequence[int],
+        features: int = 64,
+        interactions: int = 3,
+        cutoff: float = 6.0,
+        seed: int = 0,
+        pooling: str = "species",
+    ) -> None:
+        if pooling not in ("mean", "species"):
+            raise InputError(f'The pooling of a descriptor must be "mean" or "species", got "{pooling}".')
+        self.species = sorted({int(z) for z in numbers_present})
+        self.cutoff, self.pooling = float(cutoff), pooling
+        self.dimension = features * (2 * len(self.species) if pooling == "species" else 1)
+        self._schnet = schnet(features, interactions, cutoff, seed).eval().requires_grad_(False)
+
+    def __call__(self, frames: Frames) -> Array:
+        """Return (n, d) float32; memory does not grow with the number of frames."""
+        _require_species(frames, self.species, "descriptor")
+        out = np.zeros((len(frames), self.dimension), dtype=np.float32)
+        for part in chunks(frames):
+            block = frames[part]
+            atoms = self._schnet(_inputs(block, self.cutoff))["scalar_representation"].numpy()
+            out[part] = self._pool(block.numbers, atoms.reshape(*block.numbers.shape, -1))
+        return out
+
+    def _pool(self, numbers: Array, atoms: Array) -> Array:
+        """Return (n, d) of (n, a, features)."""
+        if self.pooling == "mean":
+            return np.asarray(atoms.mean(axis=1))
+        parts = []
+        for z in self.species:
+            weights = (numbers == z).astype(np.float32)[:, :, None]
+            weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
+            mean = (atoms * weights).sum(axis=1)
+            parts += [mean, np.sqrt(((atoms - mean[:, None]) ** 2 * weights).sum(axis=1))]
+        return np.concatenate(parts, axis=1)
+
+
+def _inputs(frames: Frames, cutoff: float, dtype: Any = None, pairs: Neighbours | None = None) -> dict[str, Any]:
+    """Return SchNetPack's input of a block, each pair once, with the pair vectors already made."""
+    import torch
+
+    properties = load_schnetpack().properties
+    if pairs is None:
+        pairs = neighbour_list(frames, cutoff)
+    half = half_pairs(pairs)
+    i, j = pairs.idx_i[half], pairs.idx_j[half]
+    x = frames.positions.reshape(-1, 3)
+    # in float64 up to here: the rounding of float32 then does not depend on where the atoms sit
+    vectors = torch.as_tensor(x[j] - x[i] + pairs.offsets[half], dtype=dtype or torch.float32)
+    return {
+        properties.Z: torch.as_tensor(frames.numbers.ravel().astype(np.int64)),
+        properties.Rij: vectors,
+        properties.idx_i: torch.as_tensor(i),
+        properties.idx_j: torch.as_tensor(j),
+        properties.idx_m: torch.arange(len(frames)).repeat_interleave(frames.n_atoms),
+    }
+
+
+class _Evaluates:
+    """What a single model and a committee share."""
+
+    def evaluate(self, frames: Frames) -> Results:
+        raise NotImplementedError
+
+    def calculator(self) -> Calculator:
+        """Return an ASE calculator with energy, forces and stress."""
+        return _calculator(self)
+
+
+class Potential(_Evaluates):
+    """A trained SchNet: energy, forces and stress of frames.
+
+    Parameters
+    ----------
+    spec
+        ``features``, ``interactions`` and ``cutoff`` (Å); other keys are kept and not used.
+    weights
+        As returned by ``schnetpack_train.train``: the network's state, ``reference.numbers`` (s,),
+        ``reference.energies`` (s,) in eV and ``scale`` (1,) in eV.
+    precision
+        ``"float32"`` or ``"float64"``.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], weights: Mapping[str, Array], precision: str = "float32") -> None:
+        import torch
+
+        self.spec = dict(spec)
+        self.weights = {k: np.asarray(v) for k, v in weights.items()}
+        self.cutoff = float(spec["cutoff"])
+        self.species = [int(z) for z in self.weights["reference.numbers"]]
+        self.scale = float(self.weights["scale"][0])
+        self._dtype = getattr(torch, precision)
+        self._offsets = np.zeros(max(self.species) + 1)
+        self._offsets[self.species] = self.weights["reference.energies"]
+        model = network(spec, seed=0)
+        state = {k: torch.tensor(v) for k, v in self.weights.items() if k in model.state_dict()}
+        model.load_state_dict(state)
+        self._model = model.to(self._dtype).eval().requires_grad_(False)
+
+    def evaluate(self, frames: Frames, pairs: Neighbours | None = None) -> Results:
+        """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive.
+
+        ``pairs``, if given, is the neighbour list of all ``frames`` at this cutoff.
+
+        Raises
+        ------
+        EngineError
+            A species that the potential was not trained on.
+        Unphysical
+            Positions or cell are not finite.
+        """
+        return self._evaluate(frames, pairs)[:3]
+
+    def atomic_energies(self, frames: Frames) -> Array:
+        """Return (n, a) eV; they add up to the energy."""
+        return self._evaluate(frames, None)[3]
+
+    def _evaluate(self, frames: Frames, pairs: Neighbours | None) -> tuple[Array, Array, Array, Array]:
+        _require_species(frames, self.species, "potential")
+        if pairs is not None or len(frames) * frames.n_atoms <= _CHUNK_ATOMS:
+            return self._block(frames, pairs)
+        parts = [self._block(frames[part], None) for part in chunks(frames)]
+        energy, forces, stress, atomic = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return energy, forces, stress, atomic
+
+    def _block(self, frames: Frames, pairs: Neighbours | None) -> tuple[Array, Array, Array, Array]:
+        """Evaluate at once: E depends on pair vectors r only, so F and the virial are sums over g = dE/dr.
+
+        F_i = sum_j g_ij, and dE/dstrain = sum_ij r_ij (x) g_ij over pairs counted once.
+        """
+        import torch
+
+        properties = load_schnetpack().properties
+        n, a = frames.numbers.shape
+        inputs = _inputs(frames, self.cutoff, self._dtype, pairs)
+        r = inputs[properties.Rij].requires_grad_()
+        hidden = self._model.representation(inputs)["scalar_representation"]
+        atomic = self._model.output_modules[0].outnet(hidden)[:, 0]
+        g = torch.autograd.grad(atomic.sum(), r)[0]
+        forces = torch.zeros((n * a, 3), dtype=self._dtype)
+        forces.index_add_(0, inputs[properties.idx_i], g).index_add_(0, inputs[properties.idx_j], -g)
+        virial = torch.zeros((n, 9), dtype=self._dtype)
+        outer = (r.detach()[:, :, None] * g[:, None, :]).reshape(-1, 9)
+        virial.index_add_(0, torch.div(inputs[properties.idx_i], a, rounding_mode="floor"), outer)
+        stress = virial.double().numpy().reshape(n, 3, 3) / frames.volume[:, None, None]
+        stress = 0.5 * (stress + stress.transpose(0, 2, 1))
+        each = atomic.detach().double().numpy().reshape(n, a) * self.scale + self._offsets[frames.numbers]
+        return each.sum(axis=1), forces.double().numpy().reshape(n, a, 3) * self.scale, stress * self.scale, each
+
+    def export(self, path: Path | str) -> None:
+        """Write a torch file for :meth:`load`; it carries cutoff, species, units, reference energies and spec."""
+        import torch
+
+        reference = {z: float(e) for z, e in zip(self.species, self.weights["reference.energies"], strict=True)}
+        data = {
+            "format": _FORMAT,
+            "model": "schnetpack.representation.SchNet",
+            "cutoff": self.cutoff,
+            "species": self.species,
+            "units": _UNITS,
+            "reference_energies": reference,
+            "spec": self.spec,
+            "weights": {k: torch.from_numpy(np.array(v)) for k, v in self.weights.items()},
+        }
+        torch.save(data, Path(path))
+
+    @classmethod
+    def load(cls, path: Path | str, precision: str = "float32") -> Potential:
+        """Read what :meth:`export` wrote; nothing in the file is executed.
+
+        Raises
+        ------
+        EngineError
+            The file is not such a potential, or is of another format.
+        """
+        import zipfile
+
+        import torch
+
+        refused = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]  # what weights_only raises
+        try:
+            if not zipfile.is_zipfile(path):
+                raise EOFError("it is not there, or is no torch file")
+            data = torch.load(Path(path), map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, KeyError, refused) as error:
+            cause = str(error).split("\n")[0].split(". ")[0]
+            raise EngineError(f"{path} cannot be read as a potential ({cause}); export the model again.") from error
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            found = data.get("format") if isinstance(data, dict) else None
+            raise EngineError(
+                f"{path} is not a potential of format {_FORMAT} (it says {found}); "
+                "export the model again with this version."
+            )
+        return cls(data["spec"], {k: v.numpy() for k, v in data["weights"].items()}, precision)
+
+
+class Committee(_Evaluates):
+    """Several potentials as one: their mean, and their standard deviation as its uncertainty."""
+
+    def __init__(self, members: Sequence[Potential]) -> None:
+        if not members:
+            raise EngineError("A committee needs at least one potential; train one first.")
+        self.members = list(members)
+
+    def evaluate(self, frames: Frames) -> Results:
+        """Return the mean energy (n,), forces (n, a, 3) and stress (n, 3, 3), units as in :class:`Potential`."""
+        return self.evaluate_std(frames)[0]
+
+    def evaluate_std(self, frames: Frames) -> tuple[Results, Results]:
+        """Return the mean and the standard deviation over the members of energy, forces and stress."""
+        parts = [self._all(frames[part]) for part in chunks(frames)]
+        mean, std = (tuple(np.concatenate([p[kind][k] for p in parts]) for k in range(3)) for kind in range(2))
+        return mean, std  # type: ignore[return-value]
+
+    def atomic_std(self, frames: Frames) -> Array:
+        """Return (n, a) the standard deviation over the members of each atomic energy, eV."""
+        return np.asarray(np.std([m.atomic_energies(frames) for m in self.members], axis=0))
+
+    def _all(self, frames: Frames) -> tuple[Results, Results]:
+        """Evaluate one block, with one neighbour list for all members of the same cutoff."""
+        lists: dict[float, Neighbours] = {}
+        found = []
+        for member in self.members:
+            if member.cutoff not in lists:
+                lists[member.cutoff] = neighbour_list(frames, member.cutoff)
+            found.append(member.evaluate(frames, lists[member.cutoff]))
+        stacks = [np.stack([f[k] for f in found]) for k in range(3)]
+        mean, std = [s.mean(axis=0) for s in stacks], [s.std(axis=0) for s in stacks]
+        return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _calculator(model: _Evaluates) -> Calculator:
+    """Wrap anything with ``evaluate``; the class is made here because ASE is only imported where it is used."""
+    from ase.calculators.calculator import Calculator, all_changes
+    from ase.stress import full_3x3_to_voigt_6_stress
+
+    class SchNetCalculator(Calculator):  # type: ignore[misc]
+        implemented_properties = ("energy", "free_energy", "forces", "stress")
+
+        def calculate(
+            self, atoms: Any = None, properties: Sequence[str] = ("energy",), system_changes: Any = all_changes
+        ) -> None:
+            super().calculate(atoms, properties, system_changes)
+            frame = Frames.build(self.atoms.numbers, self.atoms.positions[None], np.array(self.atoms.cell))
+            energy, forces, stress = model.evaluate(frame)
+            self.results = {
+                "energy": float(energy[0]),
+                "free_energy": float(energy[0]),
+                "forces": forces[0],
+                "stress": full_3x3_to_voigt_6_stress(stress[0]),
+            }
+
+    return SchNetCalculator()

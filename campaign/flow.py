@@ -1,0 +1,317 @@
+"""The loop that drives the stages: plan what is possible, submit, take in what came back, retry or quarantine.
+
+There is no barrier: every stage is asked for what it can do now, each time something was finished. A task whose result is
+known from an earlier run is taken in without being run again, so a resume is nothing but the same loop.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from campaign.errors import CampaignError, DiskFull
+from campaign.runtime.runner import Runner
+from campaign.stages.board import Board, Stage
+from campaign.store.rundir import RunDirectory
+from campaign.tasks import Context, Json, Record, Task
+
+#: Tasks handed to the runner at once, at most.
+IN_FLIGHT = 2000
+#: How often the machine may fail a task (worker or node lost) before the task itself is suspected.
+MACHINE_FAULTS = 5
+#: Failures of the machine in a row, with nothing finished in between, after which the run stops.
+HOPELESS = 12
+#: Seconds between two looks at what the user sees.
+LOOK = 0.5
+
+
+class TooManyFailures(CampaignError):
+    """More of a stage failed than the campaign allows, or the machine finishes nothing."""
+
+
+@dataclass
+class Counts:
+    """Progress of one stage."""
+
+    done: int = 0
+    failed: int = 0
+    flying: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class History:
+    """What earlier drivers left behind (``RunDirectory.recover``)."""
+
+    done: dict[str, Record] = field(default_factory=dict)
+    quarantined: dict[str, Record] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+
+
+class Flow:
+    """Drives stages over a runner.
+
+    Parameters
+    ----------
+    stages
+        In the order of the campaign.
+    history
+        What is finished already.
+    max_failed
+        Fraction of a stage's tasks that may be quarantined before the run stops.
+    """
+
+    def __init__(self, stages: Sequence[Stage], history: History, max_failed: float = 0.2) -> None:
+        self.stages = list(stages)
+        self.board = Board()
+        self.counts = {s.name: Counts() for s in stages}
+        self.failures: list[Record] = []
+        self.frames = 0
+        self.fresh_frames = 0
+        self.started = time.time()
+        self.flying: dict[str, Task] = {}
+        self._by_name = {s.name: s for s in stages}
+        self._history = history
+        self._max_failed = max_failed
+        self._machine_faults: Counter[str] = Counter()
+        self._barren = 0
+        self._queue: list[tuple[int, int, Task]] = []
+        self._later: list[tuple[float, int, Task]] = []
+        self._count = itertools.count()
+
+    # -- without running anything ----------------------------------------------------------------------------------
+
+    def survey(self) -> None:
+        """Take in everything that is finished, as far as that makes more known; run nothing."""
+        while self._advance():
+            pass
+
+    def unfinished(self) -> bool:
+        """Tell whether there is a task to run now (after ``survey``)."""
+        return bool(self._queue)
+
+    def _advance(self) -> bool:
+        """Ask each stage once for what is possible; return whether a known result was taken in."""
+        progress = False
+        for stage in self.stages:
+            for task in list(stage.plan(self.board)):
+                known = self._history.done.get(task.id) or self._history.quarantined.get(task.id)
+                if known is not None:
+                    self._settle(known)
+                    progress = True
+                else:
+                    heapq.heappush(self._queue, (task.priority, next(self._count), task))
+        return progress
+
+    def _settle(self, record: Record) -> None:
+        counts = self.counts[record["stage"]]
+        if record["state"] == "done":
+            counts.done += 1
+            counts.seconds += record["seconds"]
+            if record["stage"] == "sample":
+                self.frames += int(record["result"].get("frames", 0))
+        else:
+            counts.failed += 1
+            self.failures.append(record)
+        self._by_name[record["stage"]].commit(record, self.board)
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, runner: Runner, directory: RunDirectory, context: Context, look: Callable[[], None]) -> None:
+        """Run until nothing is left to do.
+
+        Parameters
+        ----------
+        runner
+            Does the tasks.
+        directory
+            The run directory; its ledger gets a line for every attempt.
+        context
+            Where tasks run.
+        look
+            Called now and then, for the live view.
+
+        Raises
+        ------
+        DiskFull, TooManyFailures
+            The run stops cleanly; the same command continues it.
+        """
+        seen = 0.0
+        while True:
+            self.survey()
+            self._submit(runner, context)
+            if not self.flying and not self._queue and not self._later:
+                return
+            records = runner.wait(0.05 if self._later and not self.flying else LOOK)
+            if records:
+                self._take(records, directory)
+            if time.time() - seen > LOOK:
+                seen = time.time()
+                look()
+
+    def _submit(self, runner: Runner, context: Context) -> None:
+        now = time.time()
+        while self._later and self._later[0][0] <= now:
+            _, _, task = heapq.heappop(self._later)
+            heapq.heappush(self._queue, (task.priority, next(self._count), task))
+        while self._queue and len(self.flying) < IN_FLIGHT:
+            _, _, task = heapq.heappop(self._queue)
+            attempt = self._history.attempts.get(task.id, 0)
+            runner.submit(task, Context(context.run, context.launch, attempt, context.token))
+            self.flying[task.id] = task
+            self.counts[task.stage].flying += 1
+
+    def _take(self, records: list[Record], directory: RunDirectory) -> None:
+        """Take in what came back: first the ledger, in one flush, then the stages."""
+        settled, full = [], None
+        for record in records:
+            task = self.flying.pop(record["task"])
+            self.counts[task.stage].flying -= 1
+            if record["state"] == "done":
+                self._barren = 0
+                if record["stage"] == "sample":
+                    self.fresh_frames += int(record["result"].get("frames", 0))
+                settled.append(record)
+            elif record.get("disk_full"):
+                full = record["cause"]
+            elif self._try_again(task, record):
+                continue
+            else:
+                record["state"] = "quarantined"
+                directory.store.quarantine(record)
+                settled.append(record)
+        directory.ledger.append(records)
+        for record in settled:
+            known = self._history.done if record["state"] == "done" else self._history.quarantined
+            known[record["task"]] = record
+            self._settle(record)
+        if full is not None:
+            raise DiskFull(full)
+        self._check_failures()
+
+    def _try_again(self, task: Task, record: Record) -> bool:
+        """Schedule another attempt if the rules allow one."""
+        if record["transient"]:
+            self._barren += 1
+            if self._barren >= HOPELESS:
+                raise TooManyFailures(
+                    f"The last {HOPELESS} tasks were lost by the machine and none was finished; the last cause: "
+                    f"{record['cause']} Look into RUN/logs, mend the site file, and give the same command again."
+                )
+            self._machine_faults[task.id] += 1
+            faults = self._machine_faults[task.id]
+            if faults >= MACHINE_FAULTS:
+                return False
+            heapq.heappush(self._later, (time.time() + min(60.0, 0.5 * 2**faults), next(self._count), task))
+            return True
+        attempts = self._history.attempts
+        attempts[task.id] = attempts.get(task.id, 0) + 1
+        if attempts[task.id] >= getattr(self._by_name[task.stage], "attempts", 1):
+            return False
+        heapq.heappush(self._queue, (task.priority, next(self._count), task))
+        return True
+
+    def _check_failures(self) -> None:
+        for stage in self.stages:
+            failed = self.counts[stage.name].failed
+            allowed = self._max_failed * max(stage.total(self.board), 1)
+            if failed > max(allowed, 1):
+                raise TooManyFailures(
+                    f"{failed} tasks of stage {stage.name} failed for good, more than max_failed allows "
+                    f"({self._max_failed:g} of {stage.total(self.board)}). Everything finished is kept; see campaign status."
+                )
+
+    # -- what the user sees ----------------------------------------------------------------------------------------
+
+    def complete(self) -> bool:
+        """Tell whether every stage came to its end with nothing missing."""
+        return not self.failures and all(s.finished(self.board) for s in self.stages)
+
+    def status(self, name: str, all_stages: Sequence[str], live: bool, logs: Path | None = None) -> dict[str, Json]:
+        """Return the state of the campaign, as ``campaign status --json`` prints it.
+
+        Parameters
+        ----------
+        name
+            The campaign's name.
+        all_stages
+            Every stage of the campaign; those that are not driven now are pending.
+        live
+            Whether a driver is at work.
+        logs
+            The folder of the tasks' own files, where a training in flight says how far it is.
+        """
+        stages: dict[str, Json] = {}
+        for key in ("sample", "select", "label", "train", "validate"):
+            if key not in all_stages:
+                stages[key] = {"state": "skipped", "done": 0, "total": 0, "failed": 0}
+            elif key not in self._by_name:
+                stages[key] = {"state": "pending", "done": 0, "total": 0, "failed": 0}
+            else:
+                stages[key] = self._stage_status(self._by_name[key], live)
+        elapsed = max(time.time() - self.started, 1e-6)
+        training = next((s for s in self.board.sets.values()), None)
+        states = {s["state"] for s in stages.values()} - {"skipped"}
+        if live:
+            state = "running"
+        elif states == {"done"}:
+            state = "done"
+        elif all(s.finished(self.board) for s in self.stages) and "pending" not in states:
+            state = "partial"
+        else:
+            state = "pending" if states == {"pending"} else "interrupted"
+        return {
+            "campaign": name,
+            "state": state,
+            "stages": stages,
+            "frames": self.frames,
+            "selected": len(training.chosen) if training is not None else 0,
+            "labelled": sum(1 for t in self.board.labels.values() if t),
+            "failures": [{"task": r["task"], "stage": r["stage"], "cause": r["cause"]} for r in self.failures],
+            "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
+            "eta": self._eta() if live else None,
+            "loss": self._loss(logs) if logs is not None else None,
+            "seconds": elapsed if live else 0.0,
+        }
+
+    def _stage_status(self, stage: Stage, live: bool) -> dict[str, Json]:
+        counts = self.counts[stage.name]
+        total = max(stage.total(self.board), counts.done + counts.failed)
+        if stage.finished(self.board) and counts.flying == 0:
+            state = "partial" if counts.failed or counts.done < total else "done"
+        elif counts.done + counts.failed + counts.flying == 0:
+            state = "pending"
+        else:
+            state = "running" if live else "partial"
+        return {"state": state, "done": counts.done, "total": total, "failed": counts.failed}
+
+    def _eta(self) -> float | None:
+        """Return the seconds that the rest will take at the mean time of the tasks so far; None while unknown."""
+        left = 0.0
+        for stage in self.stages:
+            counts = self.counts[stage.name]
+            missing = stage.total(self.board) - counts.done - counts.failed
+            if missing <= 0:
+                continue
+            if not counts.done:
+                return None
+            left += missing * counts.seconds / counts.done
+        return left / max(1, len(self.flying))
+
+    def _loss(self, logs: Path) -> float | None:
+        """Return the latest loss of a training in flight."""
+        latest: tuple[float, float] | None = None
+        for task in self.flying.values():
+            path = logs / task.id / "epochs.jsonl"
+            if task.stage == "train" and path.exists():
+                lines = path.read_text().splitlines()
+                if lines and lines[-1].endswith("}"):
+                    found = (path.stat().st_mtime, float(json.loads(lines[-1])["loss"]))
+                    latest = max(latest or found, found)
+        return latest[1] if latest else None
+

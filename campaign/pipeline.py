@@ -1,0 +1,254 @@
+"""OPEN THIS FIRST: the whole campaign on one screen.
+
+A campaign file becomes stages. Each stage says which tasks are possible now (``plan``), a worker does one
+(``campaign.worker.run_task`` calls the stage's ``work``), and the stage takes the result in (``commit``). What one stage
+tells another stands on a board: shards of the pool, sets of chosen frames, labels, models.
+
+    sample    walkers run segments of molecular dynamics; every finished segment is a shard of the pool
+    select    one selector sees each shard once, in a fixed order, while sampling goes on
+    label     every chosen frame is computed by the reference method as soon as it is chosen
+    train     an ensemble for each training set
+    validate  errors, stability, structure: a verdict for each
+
+``Flow`` runs this loop until nothing is left; finished tasks are known by their ids and never run twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from campaign.errors import InputError
+from campaign.flow import Flow, History
+from campaign.runtime.runner import InlineRunner, Runner
+from campaign.stages.board import Stage
+from campaign.store.rundir import RunDirectory, holder, open_existing
+from campaign.store.store import Store
+from campaign.tasks import Context, Json
+from campaign.worker import run_task
+
+if TYPE_CHECKING:
+    from campaign.config import Campaign, Loaded, Site
+
+
+def stages_of(campaign: Campaign, digests: dict[str, str], until: str | None = None) -> list[Stage]:
+    """Return the stages of a campaign in order, up to and including ``until``."""
+    from campaign.stages.label import Label
+    from campaign.stages.sample import Sample
+    from campaign.stages.select import Select
+    from campaign.stages.train import Train
+    from campaign.stages.validate import Validate
+
+    stages: list[Stage] = [Sample(campaign, digests)]
+    if campaign.select:
+        stages.append(Select(campaign))
+    if campaign.label:
+        stages.append(Label(campaign, digests))
+    if campaign.train:
+        stages.append(Train(campaign))
+    if campaign.validation:
+        stages.append(Validate(campaign, digests))
+    names = [s.name for s in stages]
+    if until is not None and until not in names:
+        raise InputError(f"--until: this campaign has no stage {until}; write one of {', '.join(names)}.")
+    return stages[: names.index(until) + 1] if until else stages
+
+
+def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> dict[str, Json]:
+    """Run a campaign in ``path`` until nothing is left to do; the same call continues an earlier one.
+
+    Parameters
+    ----------
+    loaded, site
+        What to do, and where.
+    path
+        The run directory.
+    options
+        Where to stop, how to show progress.
+
+    Returns
+    -------
+    dict
+        The final status (``Flow.status``).
+
+    Raises
+    ------
+    InputError
+        Nothing was started.
+    DiskFull, TooManyFailures
+        It stopped early and can be continued.
+    """
+    files = {name: file.read_bytes() for name, file in data_files(loaded).items()}
+    stages = stages_of(loaded.spec, digests(files), options.until)
+    with RunDirectory(path) as directory:
+        from campaign.config import dump
+
+        directory.write_inputs(dump(loaded.spec), dump(site), files)
+        flow = _recovered(stages, loaded.spec, directory, options.retry_quarantined)
+        context = Context(directory.path, {k: list(v) for k, v in site.launch.items()}, token=directory.token)
+
+        def status(live: bool = True) -> dict[str, Json]:
+            return flow.status(loaded.spec.name, loaded.spec.stages, live, directory.path / "tasks")
+
+        try:
+            flow.survey()
+            if flow.unfinished():
+                with _runner(site, directory, options.inline) as runner:
+                    flow.run(runner, directory, context, lambda: options.view.update(status()))
+            _pack(flow, directory)
+        finally:
+            _write_results(flow, directory, status(live=False))
+        options.view.update(status(live=False))
+        return status(live=False)
+
+
+class View(Protocol):
+    """Shows progress."""
+
+    def update(self, status: dict[str, Json]) -> None:
+        """Show a new status."""
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def update(self, status: dict[str, Json]) -> None:
+        """Show nothing."""
+
+
+class Options:
+    """How to run a campaign.
+
+    Parameters
+    ----------
+    until
+        The last stage to run.
+    inline
+        Run every task in this process instead of on the site's workers.
+    retry_quarantined
+        Try again what failed for good before.
+    view
+        Shows progress.
+    """
+
+    def __init__(
+        self,
+        until: str | None = None,
+        inline: bool = False,
+        retry_quarantined: bool = False,
+        view: View | None = None,
+    ) -> None:
+        self.until = until
+        self.inline = inline
+        self.retry_quarantined = retry_quarantined
+        self.view = view or Quiet()
+
+
+def data_files(loaded: Loaded[Campaign]) -> dict[str, Path]:
+    """Return every data file a campaign needs, those that a potential's lines name included, by relative path."""
+    from campaign.engines.lammps import named_files
+
+    found = dict(loaded.files)
+    for name, file in loaded.files.items():
+        for other in named_files(file):
+            found[str(Path(name).parent / other)] = file.parent / other
+    return found
+
+
+def digests(files: dict[str, bytes]) -> dict[str, str]:
+    """Return the hash of each data file; a potential's hash covers the files that its lines name."""
+    every = {name: hashlib.blake2b(content, digest_size=16).hexdigest() for name, content in files.items()}
+    return {name: _with_named(name, files[name], every) for name in files}
+
+
+def _with_named(name: str, content: bytes, every: dict[str, str]) -> str:
+    folder = Path(name).parent
+    words = content.split() if name.endswith(".lmp") else []
+    named = sorted({w for w in (str(folder / t.decode(errors="replace")) for t in words) if w in every and w != name})
+    return "-".join([every[name], *(every[w][:8] for w in named)])
+
+
+def survey(run: Path) -> tuple[Flow, Campaign]:
+    """Return what is finished in a run directory, running nothing and writing nothing."""
+    from campaign.config import load_campaign
+    from campaign.store.ledger import read_ledger
+
+    path = open_existing(run)
+    loaded = load_campaign(path / "campaign.yaml")
+    files = {name: file.read_bytes() for name, file in data_files(loaded).items()}
+    store = Store(path / "run.zarr")
+    history = History(store.scan(), store.quarantined())
+    lines = {r["task"]: r for r in read_ledger(path / "ledger.jsonl") if r["state"] == "done"}
+    flow = Flow(stages_of(loaded.spec, digests(files)), history, loaded.spec.max_failed)
+    history.done.update({k: r for k, r in lines.items() if r["stage"] == "noop"})
+    flow.survey()
+    return flow, loaded.spec
+
+
+def status_of(run: Path) -> dict[str, Json]:
+    """Return the status of a run directory; a driver at work on it is seen by its lock."""
+    flow, spec = survey(run)
+    return flow.status(spec.name, spec.stages, holder(open_existing(run)) is not None)
+
+
+def report_of(run: Path) -> Path:
+    """Write the report of a run directory as it is now and return its path."""
+    from campaign.results import write_report
+
+    flow, spec = survey(run)
+    path = open_existing(run)
+    return write_report(
+        flow, path, Store(path / "run.zarr"), flow.status(spec.name, spec.stages, holder(path) is not None)
+    )
+
+
+def export_of(run: Path, what: str, to: Path) -> int:
+    """Write frames of a run directory to a file of another program (``results.export``); return how many."""
+    from campaign.results import export
+
+    flow, _ = survey(run)
+    return export(flow, Store(open_existing(run) / "run.zarr"), what, to)
+
+
+def _recovered(stages: list[Stage], campaign: Campaign, directory: RunDirectory, retry: bool) -> Flow:
+    done, quarantined, attempts = directory.recover()
+    if retry:
+        for task in quarantined:
+            directory.store.release(task)
+            attempts.pop(task, None)
+        quarantined = {}
+    return Flow(stages, History(done, quarantined, attempts), campaign.max_failed)
+
+
+@contextmanager
+def _runner(site: Site, directory: RunDirectory, inline: bool) -> Iterator[Runner]:
+    runner: Runner
+    if inline:
+        runner = InlineRunner(run_task)
+    else:
+        from campaign.runtime.parsl import ParslRunner
+
+        runner = ParslRunner(run_task, site, directory.path / "logs", directory.token)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def _pack(flow: Flow, directory: RunDirectory) -> None:
+    """Pack the small groups of finished stages into large ones; nothing is in flight now."""
+    for stage in flow.stages:
+        chains = getattr(stage, "packable", None)
+        if chains is not None:
+            directory.store.pack(stage.name, chains(flow.board))
+
+
+def _write_results(flow: Flow, directory: RunDirectory, status: dict[str, Json]) -> None:
+    """Write the results that people open: models, validation, the report."""
+    from campaign.results import write_outputs, write_report
+
+    write_outputs(flow, directory.path, directory.store)
+    write_report(flow, directory.path, directory.store, status)

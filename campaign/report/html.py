@@ -1,0 +1,329 @@
+"""The report of a campaign: one HTML file that opens offline, verdict first.
+
+The page asks for nothing from outside: Plotly is inlined, and a content security policy forbids the browser to fetch
+anything or to run a script whose hash is not the page's own. Whatever a user or an engine wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from campaign.report import figures
+from campaign.report.figures import CYCLE, GREY, PINK, QUANTITIES, SKY, Figure
+from campaign.report.text import cell, count, duration, number, significant
+
+HERE = Path(__file__).parent
+#: Stages in the order of a campaign, with the colour of each in the task figure.
+STAGES = {
+    "sample": CYCLE[0],
+    "select": CYCLE[1],
+    "distill": "#F0E442",
+    "label": CYCLE[2],
+    "train": CYCLE[5],
+    "learn": SKY,
+    "transfer": GREY,
+    "validate": PINK,
+}
+RANDOM = "random"
+STATES = {
+    "done": "The campaign is complete.",
+    "partial": "The campaign ended with something missing; the failures below say what.",
+    "running": "The campaign was still running when this page was written.",
+    "interrupted": "The campaign was interrupted; the same command continues it.",
+    "pending": "The campaign has not started.",
+}
+MOST_FAILURES = 200
+
+Data = Mapping[str, Any]
+
+
+def render(data: Data) -> str:
+    """Return the report as the text of one self-contained HTML file.
+
+    Parameters
+    ----------
+    data
+        Any of ``status``, ``validation``, ``selection``, ``training``, ``tasks`` (ledger records) and ``about``, as
+        plain JSON-able values in eV, Å, ps, K. What is missing or empty is said in a sentence; nothing is required.
+    """
+    from jinja2 import ChainableUndefined, Environment
+    from plotly.offline import get_plotlyjs
+
+    def known(value: Any) -> Any:
+        return None if isinstance(value, ChainableUndefined) else value
+
+    env = Environment(autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters["sig"] = lambda value, digits=3: significant(known(value), digits)
+    env.filters["cell"] = lambda value: cell(known(value))
+    env.filters["count"] = lambda value: count(known(value))
+    env.filters["duration"] = lambda value: duration(known(value))
+    page = _context(data)
+    scripts = {"plotly": get_plotlyjs(), "draw": (HERE / "report.js").read_text(encoding="utf-8")}
+    template = env.from_string((HERE / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        **page,
+        style=(HERE / "report.css").read_text(encoding="utf-8"),
+        scripts=scripts,
+        hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts.values()),
+        figure_json=embed(page["figures"]),
+    )
+
+
+def embed(value: Any) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _sha256(script: str) -> str:
+    # Browsers hash the text after their own reading of it, which turns CR LF into LF.
+    return base64.b64encode(hashlib.sha256(script.replace("\r\n", "\n").encode()).digest()).decode()
+
+
+def _context(data: Data) -> dict[str, Any]:
+    """Put the data in the form the template walks through."""
+    status: Data = data.get("status") or {}
+    selection: Data = data.get("selection") or {}
+    about: Data = data.get("about") or {}
+    records: Sequence[Data] = data.get("tasks") or []
+    reports: Sequence[Data] = data.get("validation") or []
+    by_method = {str(r.get("method")): r for r in reports}  # the last of a kind is the one drawn
+    drawn: dict[str, Figure] = {}
+
+    def draw(name: str, figure: Figure | None) -> str | None:
+        if figure is None:
+            return None
+        drawn[name] = figure
+        return name
+
+    return {
+        "name": str(status.get("campaign") or about.get("name") or "campaign"),
+        "state": str(status.get("state", "pending")),
+        "sentence": STATES.get(str(status.get("state", "pending")), ""),
+        "status": status,
+        "about": about,
+        "verdict": _verdict(reports, status),
+        "checks": [_check(r, selection) for r in reports],
+        "headline": _headline(status, selection),
+        "errors": _errors(by_method.get("errors"), selection, draw),
+        "selection": _selection(selection, draw),
+        "training": _training(data.get("training") or [], draw),
+        "stability": _stability([r for r in reports if r.get("method") == "stability"], draw),
+        "rdf": _rdf(by_method.get("rdf"), draw),
+        "stages": _stages(status, records),
+        "gantt": draw("gantt", figures.gantt(records, _colours(records))),
+        "gantt_left_out": max(0, len(records) - figures.MOST_BARS),
+        "failures": _failures(status, records),
+        "figures": drawn,
+    }
+
+
+def _colours(records: Sequence[Data]) -> dict[str, str]:
+    return STAGES | {str(r["stage"]): GREY for r in records if r["stage"] not in STAGES}
+
+
+def _verdict(reports: Sequence[Data], status: Data) -> dict[str, str]:
+    """Say in one line whether the potential may be trusted."""
+    if not reports:
+        stage = (status.get("stages") or {}).get("validate") or {}
+        why = {
+            "failed": "validation failed",
+            "skipped": "the campaign asks for no validation",
+            "partial": "validation ended with failures",
+            "running": "validation is running",
+        }.get(str(stage.get("state")), "validation has not run yet")
+        return {"kind": "open", "text": "Not validated", "detail": f"No verdict: {why}."}
+    passed = sum(bool(r.get("pass")) for r in reports)
+    missing = int(((status.get("stages") or {}).get("validate") or {}).get("failed") or 0)
+    tail = f" {missing} more could not be done." if missing else ""
+    detail = f"{passed} of {len(reports)} validations within their limits.{tail}"
+    if passed == len(reports) and not missing:
+        return {"kind": "pass", "text": "Passed", "detail": detail}
+    return {"kind": "fail", "text": "Not passed" if passed == len(reports) else "Failed", "detail": detail}
+
+
+def _check(report: Data, selection: Data) -> dict[str, Any]:
+    """Sum up one validation as a title and lines of value against limit."""
+    method = str(report.get("method"))
+    lines: list[str] = []
+    title = method.capitalize()
+    if method == "errors":
+        title = "Held-out errors"
+        name = _order(report.get("sets") or {}, selection)[:1]
+        for quantity, limit in (report.get("threshold") or {}).items():
+            what, unit, factor = QUANTITIES.get(quantity, (quantity, "", 1.0))
+            value = ((report.get("sets") or {}).get(name[0]) or {}).get(quantity) or {} if name else {}
+            found = number(value.get("rmse"))
+            scaled = None if found is None else found * factor
+            lines.append(f"{what} RMSE {significant(scaled)} {unit}, limit {significant(float(limit) * factor)}")
+        lines.append(f"{count(report.get('held_out'))} frames held out")
+    elif method == "stability":
+        title = f"Stability, {str(report.get('ensemble', '')).upper()}"
+        lines.append(f"{significant(report.get('reached'))} of {significant(report.get('time'))} ps reached")
+        criteria = report.get("criteria") or []
+        held = sum(bool(c.get("ok")) for c in criteria)
+        lines.append(f"{held} of {len(criteria)} criteria held")
+        if report.get("first_bad"):
+            bad = report["first_bad"]
+            lines.append(f"first bad: {bad.get('criterion')} at {significant(bad.get('time'))} ps")
+    elif method == "rdf":
+        title = "Structure, g(r)"
+        pairs: Data = report.get("pairs") or {}
+        found_pairs = {p: number(c.get("difference")) for p, c in pairs.items()}
+        known = {p: d for p, d in found_pairs.items() if d is not None}
+        if known:
+            worst = max(known, key=lambda p: known[p])
+            limit = significant(report.get("threshold"))
+            lines.append(f"largest difference {significant(known[worst])} ({worst}), limit {limit}")
+    return {"title": title, "passed": bool(report.get("pass")), "lines": lines}
+
+
+def _headline(status: Data, selection: Data) -> list[dict[str, str]]:
+    """Return the numbers a reader looks for first."""
+    frames, chosen = number(status.get("frames")), number(status.get("selected"))
+    share = f"{significant(100 * chosen / frames)} % of the pool" if frames and chosen else ""
+    rate, method = number(status.get("frames_per_second")), selection.get("method")
+    wrong = len(status.get("failures") or [])
+    failed = f"{wrong} task{'s' if wrong > 1 else ''} failed"
+    return [
+        {"value": count(frames), "label": "frames sampled", "note": f"{significant(rate)} frames/s" if rate else ""},
+        {"value": count(chosen), "label": f"selected by {method}" if method else "selected", "note": share},
+        {"value": count(status.get("labelled")), "label": "labelled", "note": ""},
+        {"value": duration(status.get("seconds")), "label": "wall time", "note": failed if wrong else ""},
+    ]
+
+
+def _order(sets: Mapping[str, Any], selection: Data) -> list[str]:
+    """Order training sets: the campaign's selector first, a random pick second, then the others."""
+    first = str(selection.get("method", ""))
+    return sorted(sets, key=lambda n: (n == RANDOM, False) if n in (first, RANDOM) else (True, True))
+
+
+def _errors(report: Data | None, selection: Data, draw: Any) -> dict[str, Any] | None:
+    if not report or not report.get("sets"):
+        return None
+    sets: Mapping[str, Data] = report["sets"]
+    names = _order(sets, selection)
+    rows = []
+    for quantity, (what, unit, factor) in QUANTITIES.items():
+        for name in names:
+            found = sets[name].get(quantity)
+            if found:
+                cells = [
+                    None if (x := number(found.get(k))) is None else x * factor for k in ("mae", "rmse", "l4", "max")
+                ]
+                rows.append({"what": f"{what}, {unit}", "name": name, "cells": cells})
+    species = []
+    for name in names:
+        for element, found in (sets[name].get("species") or {}).items():
+            species.append({"what": f"Force on {element}, meV/Å", "name": name, "cells": _cells(found, figures.MEV)})
+    compared: Mapping[str, Any] = report.get("parity") or {}
+    quantities = list(dict.fromkeys(q for name in names for q in compared.get(name) or {}))
+    plots = [(q, figures.parity(q, compared, names)) for q in quantities]
+    return {
+        "bars": draw("errors", figures.errors(sets, names)),
+        "sentence": _against_random(sets, names),
+        "rows": rows + sorted(species, key=lambda row: str(row["what"])),
+        "parity": [draw(f"parity-{k}", f) for k, (_, f) in enumerate(plots) if f is not None],
+        "held_out": report.get("held_out"),
+    }
+
+
+def _cells(found: Data, factor: float) -> list[float | None]:
+    """Return MAE, RMSE, L4 and max in the unit shown."""
+    values = (number(found.get(key)) for key in ("mae", "rmse", "l4", "max"))
+    return [None if v is None else v * factor for v in values]
+
+
+def _against_random(sets: Mapping[str, Data], names: Sequence[str]) -> str:
+    """Say how the selector's force errors compare to a random pick of the same size."""
+    if len(names) < 2 or names[1] != RANDOM:
+        return ""
+    parts = []
+    for key, what in (("rmse", "RMSE"), ("l4", "L4 norm")):
+        ours, theirs = (number((sets[n].get("forces") or {}).get(key)) for n in names[:2])
+        if ours is not None and theirs:
+            change = 100 * (ours / theirs - 1)
+            parts.append(f"{what} {abs(change):.0f} % {'lower' if change < 0 else 'higher'}")
+    if not parts:
+        return ""
+    return (
+        f"Force errors of {names[0]} against a random pick of the same size, trained the same way: {', '.join(parts)}."
+    )
+
+
+def _selection(selection: Data, draw: Any) -> dict[str, Any] | None:
+    if not selection:
+        return None
+    refused = Counter(str(r.get("reason")) for r in selection.get("refused") or [])
+    seen = len(selection.get("novelty") or [])
+    return {
+        "method": selection.get("method", "the selector"),
+        "figure": draw("novelty", figures.novelty(selection)),
+        "seen": seen,
+        "every": figures.stride(seen) if seen else 1,
+        "chosen": len(selection.get("chosen") or []),
+        "refused": refused.most_common(20),
+    }
+
+
+def _training(runs: Sequence[Data], draw: Any) -> list[str]:
+    made = [
+        draw("loss", figures.training(runs, "loss", "Training loss")),
+        draw("force-rmse", figures.training(runs, "force_rmse", "Force RMSE, meV/Å")),
+    ]
+    return [name for name in made if name]
+
+
+def _stability(reports: Sequence[Data], draw: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "report": report,
+            "figure": draw(f"stability-{k}", figures.stability(report.get("series") or {}, report.get("first_bad"))),
+        }
+        for k, report in enumerate(reports)
+    ]
+
+
+def _rdf(report: Data | None, draw: Any) -> list[str]:
+    pairs: Mapping[str, Data] = (report or {}).get("pairs") or {}
+    made = [draw(f"rdf-{k}", figures.rdf(pair, curves)) for k, (pair, curves) in enumerate(pairs.items())]
+    return [name for name in made if name]
+
+
+def _stages(status: Data, records: Sequence[Data]) -> list[dict[str, Any]]:
+    """Return a row a stage: its state, its tasks and the time its attempts took."""
+    spent: dict[str, float] = {}
+    tries: Counter[str] = Counter()
+    for r in records:
+        stage = str(r.get("stage"))
+        spent[stage] = spent.get(stage, 0.0) + (number(r.get("seconds")) or 0.0)
+        tries[stage] += 1
+    stages: Mapping[str, Data] = status.get("stages") or {}
+    names = [s for s in STAGES if s in stages or s in tries]
+    names += [s for s in (*stages, *tries) if s not in STAGES]
+    return [
+        {"name": name, "attempts": tries[name], "seconds": spent.get(name), **stages.get(name, {"state": "–"})}
+        for name in dict.fromkeys(names)
+    ]
+
+
+def _failures(status: Data, records: Sequence[Data]) -> dict[str, Any]:
+    """Return what was given up, and what a retry mended, each with its cause."""
+    names = {str(r.get("task")): str(r.get("name", "")) for r in records}
+    done = {str(r.get("task")) for r in records if r.get("state") == "done"}
+    given_up = [
+        {**f, "name": names.get(str(f.get("task")), "")} for f in status.get("failures") or [] if isinstance(f, Mapping)
+    ]
+    retried = [r for r in records if r.get("state") == "failed" and str(r.get("task")) in done]
+    return {
+        "given_up": given_up[:MOST_FAILURES],
+        "retried": retried[:MOST_FAILURES],
+        "left_out": max(0, len(given_up) - MOST_FAILURES) + max(0, len(retried) - MOST_FAILURES),
+    }

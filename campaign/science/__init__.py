@@ -1,0 +1,1 @@
+"""Physics and statistics on arrays: no files, no processes, no site."""

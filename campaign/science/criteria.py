@@ -1,0 +1,126 @@
+"""When has molecular dynamics with a model failed? The criteria of the RND paper and of the NPT study before it.
+
+Failure = drift of energy or temperature, atoms on top of each other, very large forces (Finkbeiner, Tovey and Holm,
+PRL 132, 167301, 2024), or a volume above 1.5 times the equilibrium volume.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from campaign.frames import Array, Frames
+from campaign.science.neighbours import closest_ratio, minimum_distance
+
+#: Closest pair over the sum of covalent radii: below it the atoms have collapsed on each other.
+CLOSEST = 0.6
+#: Largest force on any atom, eV/Å.
+FORCE = 30.0
+#: Volume over the volume at the start.
+VOLUME = 1.5
+#: Kinetic temperature of one frame over its set point.
+TEMPERATURE = 2.0
+#: Mean temperature of the second half away from its set point, as a fraction.
+TEMPERATURE_DRIFT = 0.15
+#: Slope of the potential energy over the second half, eV/atom/ps.
+ENERGY_DRIFT = 0.05
+#: Points of a series that the report draws.
+POINTS = 500
+
+
+def judge(run: Frames, kinetic: Array, start: Frames, asked: dict[str, Any], failure: str = "") -> dict[str, Any]:
+    """Judge a run.
+
+    Parameters
+    ----------
+    run
+        Its frames, in order.
+    kinetic : (n,)
+        Kinetic temperatures, K.
+    start
+        The frame it started from, whose volume (Å^3) counts as the equilibrium's.
+    asked
+        ``time`` (ps), ``timestep`` (ps), ``every``, ``temperature`` (K), ``pressure`` (bar), ``ensemble``.
+    failure
+        Why it ended early, if it did.
+
+    Returns
+    -------
+    dict
+        pass, headline, criteria, first_bad, series: what the report shows.
+    """
+    dt = asked["every"] * asked["timestep"]
+    time = dt * (1 + np.arange(len(run)))
+    force = np.linalg.norm(run.forces, axis=2).max(axis=1)
+    ratio = closest_ratio(run)
+    volume = run.volume / start.volume[0]
+    each = {
+        "closest pair": (ratio, CLOSEST, "of the covalent radii", ratio < CLOSEST, ratio.min()),
+        "largest force": (force, FORCE, "eV/Å", force > FORCE, force.max()),
+        "volume": (volume, VOLUME, "of the start", volume > VOLUME, volume.max()),
+        "temperature": (kinetic, TEMPERATURE, "of the set point", kinetic > TEMPERATURE * asked["temperature"], None),
+    }
+    criteria = []
+    bad = np.zeros(len(run), dtype=bool)
+    for name, (values, limit, unit, over, worst) in each.items():
+        value = float(values.max() / asked["temperature"] if worst is None else worst)
+        criteria.append({"name": name, "limit": limit, "worst": value, "unit": unit, "ok": not over.any()})
+        bad |= over
+    criteria += _drifts(run, kinetic, time, asked["temperature"])
+    reached = float(time[-1]) if len(run) else 0.0
+    whole = not failure and reached >= asked["time"] - dt
+    criteria.append(
+        {"name": "time reached", "limit": asked["time"], "worst": reached, "unit": "ps", "ok": whole, "cause": failure}
+    )
+    first = None
+    if bad.any():
+        k = int(np.argmax(bad))
+        broken = next(name for name, (_, _, _, over, _) in each.items() if over[k])
+        first = {"time": float(time[k]), "criterion": broken, "frame": run.ids[k]}
+    elif failure:
+        first = {"time": reached, "criterion": failure, "frame": run.ids[-1]}
+    keep = np.unique(np.linspace(0, len(run) - 1, min(len(run), POINTS)).astype(int))
+    series = {
+        "time": time,
+        "temperature": kinetic,
+        "energy": run.energy / run.n_atoms,
+        "volume": run.volume / run.n_atoms,
+        "max_force": force,
+        "min_distance": minimum_distance(run),
+    }
+    return {
+        "method": "stability",
+        "pass": all(c["ok"] for c in criteria),
+        "headline": {"reached": reached, "volume": float(run.volume.mean() / run.n_atoms)},
+        **{k: asked[k] for k in ("ensemble", "temperature", "pressure", "time")},
+        "reached": reached,
+        "criteria": criteria,
+        "first_bad": first,
+        "series": {k: np.round(v[keep], 5).tolist() for k, v in series.items()},
+    }
+
+
+def _drifts(run: Frames, kinetic: Array, time: Array, temperature: float) -> list[dict[str, Any]]:
+    """Return the criteria on the second half; a run too short to tell passes them."""
+    half = len(run) // 2
+    if len(run) < 10:
+        return []
+    off = float(kinetic[half:].mean() / temperature - 1.0)
+    slope = float(np.polyfit(time[half:], run.energy[half:] / run.n_atoms, 1)[0])
+    return [
+        {
+            "name": "temperature drift",
+            "limit": TEMPERATURE_DRIFT,
+            "worst": off,
+            "unit": "of the set point",
+            "ok": abs(off) <= TEMPERATURE_DRIFT,
+        },
+        {
+            "name": "energy drift",
+            "limit": ENERGY_DRIFT,
+            "worst": slope,
+            "unit": "eV/atom/ps",
+            "ok": abs(slope) <= ENERGY_DRIFT,
+        },
+    ]

@@ -1,0 +1,86 @@
+"""What the stages tell each other: a blackboard. No stage calls another; each reads and writes here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from campaign.tasks import Record, Task
+
+#: The set that the models to be compared with are trained on, and the one that all models are tested on.
+RANDOM, HELD_OUT = "random", "held_out"
+
+
+@dataclass
+class Shard:
+    """One finished or expected segment of the pool, in the fixed order of the stream."""
+
+    task: Task
+    frames: int
+    state: str = "expected"  # then "ready" or "lost"
+
+
+@dataclass
+class FrameSet:
+    """Frames picked for one purpose: the training set, the one it is compared with, the held-out test set."""
+
+    name: str
+    size: int
+    train: bool
+    chosen: list[str] = field(default_factory=list)
+    refused: list[dict[str, str]] = field(default_factory=list)
+    closed: bool = False
+
+
+@dataclass
+class Board:
+    """The state of a campaign as its stages see it.
+
+    Attributes
+    ----------
+    shards
+        The pool, in the order in which every selector sees it: segment by segment, walker by walker.
+    sets
+        Picked frames by the name of the set.
+    labels
+        Frame id to the label task that is done; None where the frame is quarantined.
+    models
+        Set name to its finished training tasks.
+    trained
+        Sets for which every training is settled.
+    """
+
+    shards: list[Shard] = field(default_factory=list)
+    sampled: bool = False
+    sets: dict[str, FrameSet] = field(default_factory=dict)
+    labels: dict[str, str | None] = field(default_factory=dict)
+    models: dict[str, list[str]] = field(default_factory=dict)
+    trained: set[str] = field(default_factory=set)
+
+    def labelled(self, name: str) -> list[str]:
+        """Return the frames of a set that have a label, in the order in which they were chosen."""
+        return [f for f in self.sets[name].chosen if self.labels.get(f)]
+
+    def set_settled(self, name: str) -> bool:
+        """Tell whether a set is complete and each of its frames is labelled or quarantined."""
+        chosen = self.sets[name]
+        return chosen.closed and all(f in self.labels for f in chosen.chosen)
+
+
+class Stage(Protocol):
+    """The driver's side of a stage. The worker's side is the module's ``work(task, context) -> Outcome``."""
+
+    name: str
+
+    def plan(self, board: Board) -> Iterator[Task]:
+        """Yield the tasks that became possible; each once."""
+
+    def commit(self, record: Record, board: Board) -> None:
+        """Take in a task that is done, or quarantined."""
+
+    def total(self, board: Board) -> int:
+        """Return how many tasks there will be, as far as known now."""
+
+    def finished(self, board: Board) -> bool:
+        """Tell whether every task the stage will ever have is settled."""

@@ -1,0 +1,113 @@
+"""Training: an ensemble for every training set, its members side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from campaign.engines.models import build_model
+from campaign.errors import EngineError
+from campaign.stages.board import Board
+from campaign.stages.trained import HISTORY, WEIGHTS, export_model
+from campaign.tasks import Context, Outcome, Record, Task
+
+if TYPE_CHECKING:
+    from campaign.config import Campaign
+
+VERSION = 1
+
+
+class Train:
+    """Plans the members of an ensemble once a training set is labelled.
+
+    Parameters
+    ----------
+    campaign
+        The campaign.
+    """
+
+    name = "train"
+
+    def __init__(self, campaign: Campaign) -> None:
+        assert campaign.train is not None
+        spec = campaign.train.model_dump(mode="json")
+        self._members: int = spec.pop("members")
+        self._extra = {"delay": spec.pop("delay")} if "delay" in spec else {}
+        self._spec = spec
+        self._seed = campaign.seed
+        self._sets_of: dict[str, list[str]] = {}
+        self._settled: dict[str, str] = {}  # task -> its state
+        self._open: dict[str, int] = {}
+
+    def plan(self, board: Board) -> Iterator[Task]:
+        """Yield the members for each training set whose labels are all settled."""
+        for chosen in board.sets.values():
+            if not chosen.train or chosen.name in self._open or not board.set_settled(chosen.name):
+                continue
+            frames = board.labelled(chosen.name)
+            if not frames:  # nothing was selected or every label failed: those failures are reported already
+                self._open[chosen.name] = 0
+                board.trained.add(chosen.name)
+                continue
+            labels = tuple(str(board.labels[f]) for f in frames)
+            self._open[chosen.name] = self._members
+            for member in range(self._members):
+                params = {**self._spec, "seed": [self._seed, member]}
+                name = f"{chosen.name}/{member}"
+                task = Task("train", name, params, labels, VERSION, priority=3, extra=self._extra)
+                self._sets_of.setdefault(task.id, []).append(chosen.name)
+                if len(self._sets_of[task.id]) == 1:
+                    yield task
+                elif task.id in self._settled:  # two sets of the same frames share their models
+                    self._account(task.id, chosen.name, board)
+
+    def commit(self, record: Record, board: Board) -> None:
+        """Add the model to its set's ensemble."""
+        self._settled[record["task"]] = record["state"]
+        for name in self._sets_of[record["task"]]:
+            self._account(record["task"], name, board)
+
+    def _account(self, task: str, name: str, board: Board) -> None:
+        if self._settled[task] == "done":
+            board.models.setdefault(name, []).append(task)
+            board.models[name].sort(key=list(self._sets_of).index)  # members in order, whichever ended first
+        self._open[name] -= 1
+        if self._open[name] == 0:
+            board.trained.add(name)
+
+    def total(self, board: Board) -> int:
+        """Return the number of models."""
+        empty = sum(not board.labelled(name) for name in self._open)
+        return self._members * (sum(s.train for s in board.sets.values()) - empty)
+
+    def finished(self, board: Board) -> bool:
+        """Tell whether every ensemble is settled."""
+        return all(s.name in board.trained for s in board.sets.values() if s.train)
+
+
+def work(task: Task, context: Context) -> Outcome:
+    """Train one model on the labelled frames; each epoch leaves a line in the task's folder for the live view."""
+    from campaign.engines.models import train, versions
+    from campaign.store.store import Store
+
+    store = Store(context.run / "run.zarr")
+    if not task.inputs:
+        raise EngineError("There is no labelled frame to train on: every label failed, see campaign status.")
+    blocks = store.collect("label", [f"{i}:0" for i in task.inputs])
+    seed = int(np.random.SeedSequence(task.params["seed"]).generate_state(1)[0])
+    history: list[list[float]] = []
+    with (context.folder(task) / "epochs.jsonl").open("w", buffering=1) as lines:
+
+        def on_epoch(values: dict[str, float]) -> None:
+            history.append([values["epoch"], values["loss"], values["force_rmse"]])
+            lines.write(json.dumps(values) + "\n")
+
+        weights, summary = train(blocks, task.params, seed, on_epoch, task.extra.get("delay", 0.0))
+    arrays: dict[str, Any] = {WEIGHTS + name: value for name, value in weights.items()}
+    arrays[HISTORY] = np.array(history, dtype="float64").reshape(-1, 3)
+    summary["model"] = {k: v for k, v in task.params.items() if k != "seed"}
+    export_model(build_model(summary["model"], weights), context.run / "models", task.name)
+    return Outcome(summary, arrays, versions=versions(task.params["model"]))

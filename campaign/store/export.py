@@ -1,0 +1,98 @@
+"""Writing frames for other programs: extended XYZ, ASE's database, plain Zarr. One block in memory at a time."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from campaign.frames import Frames
+from campaign.store.groups import translate
+
+Reasons = Mapping[str, str]
+
+
+def _extxyz(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
+    from ase.io import write
+
+    count = 0
+    with to.open("w") as file:
+        for block in blocks:
+            images = block.to_ase()
+            for atoms in images:
+                if atoms.info["frame"] in reasons:
+                    atoms.info["reason"] = reasons[atoms.info["frame"]]
+            write(file, images, format="extxyz")
+            count += len(block)
+    return count
+
+
+def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
+    from ase.db import connect
+
+    count = 0
+    with connect(to, type="db") as database:
+        for block in blocks:
+            for atoms in block.to_ase():
+                info = dict(atoms.info)
+                frame = info.pop("frame")
+                data = {"frame": frame, **({"reason": reasons[frame]} if frame in reasons else {})}
+                numbers = {k: v for k, v in info.items() if np.isfinite(v)}
+                database.write(atoms, data=data, key_value_pairs=numbers)
+            count += len(block)
+    return count
+
+
+def _zarr(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
+    """Write a group a number of atoms (``atoms-64``), each with the arrays of ``Frames``."""
+    import zarr
+
+    root = zarr.create_group(to, zarr_format=3, attributes={"writer": "campaign", "units": "eV, Å, K, bar"})
+    count = 0
+    for block in blocks:
+        name = f"atoms-{block.n_atoms}"
+        group = root.require_group(name)
+        for key, value in block.arrays():
+            if key in group:
+                group[key].append(value)
+            else:
+                rows = max(1, 2**22 // max(1, value[:1].nbytes))
+                group.create_array(
+                    key, shape=value.shape, dtype=value.dtype, chunks=(rows, *value.shape[1:]), compressors=None
+                )[...] = value
+        count += len(block)
+    root.attrs["reasons"] = dict(reasons)
+    return count
+
+
+def _aside(writer: Callable[[Iterator[Frames], Path, Reasons], int]) -> Callable[[Iterator[Frames], Path, Reasons], int]:
+    """Make a writer write aside and rename, so that a file with the asked name is always whole."""
+
+    def write(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
+        work = to.with_name(f".{uuid.uuid4().hex}{to.suffix}")
+        try:
+            count = writer(blocks, work, reasons)
+            if count:
+                os.rename(work, to)
+            return count
+        except OSError as error:
+            raise translate(error, to) from error
+        finally:
+            _remove(work)
+
+    return write
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+WRITERS = {".extxyz": _aside(_extxyz), ".db": _aside(_ase_db), ".zarr": _aside(_zarr)}

@@ -1,0 +1,67 @@
+"""The ledger: one JSON line for every attempt at a task, append-only, flushed to disk.
+
+The Zarr store is the truth about what is finished; the ledger says how it came about. Lost lines are written again
+from the records in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+from campaign.store.groups import translate
+from campaign.tasks import Record
+
+
+class Ledger:
+    """``RUN/ledger.jsonl``, written by the one driver that holds the run directory.
+
+    Parameters
+    ----------
+    path
+        The file. A last line torn by a kill is cut off when the ledger is opened for writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _cut_torn_line(path)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Append records and flush once: the cost of a flush is shared by all that came in together."""
+        text = "".join(json.dumps(r, separators=(",", ":"), allow_nan=False) + "\n" for r in records)
+        if not text:
+            return
+        data, start = text.encode(), os.fstat(self._fd).st_size
+        try:
+            written = 0
+            while written < len(data):  # a nearly full disk writes a part first
+                written += os.write(self._fd, data[written:])
+            os.fsync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, start)
+            raise translate(error, self.path) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def read_ledger(path: Path) -> list[Record]:
+    """Return every whole line; a torn last line is passed over (a driver may be writing it now)."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [cast(Record, json.loads(line)) for line in lines[:-1] if line]
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)

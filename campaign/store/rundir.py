@@ -1,0 +1,221 @@
+"""The run directory: one driver at a time, self-contained, resumable from itself or from its Zarr store alone."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from campaign.errors import InputError, Locked
+from campaign.store import groups
+from campaign.store.ledger import Ledger, read_ledger
+from campaign.store.store import Store
+from campaign.tasks import TOKEN_VARIABLE, Record
+
+
+class RunDirectory:
+    """``RUN``, held by this process until it is closed. Use as a context manager.
+
+    Parameters
+    ----------
+    path
+        The run directory; made where absent.
+
+    Raises
+    ------
+    Locked
+        Another driver holds it; the message names its host and process.
+    SchemaError
+        The store was written by another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.token = uuid.uuid4().hex
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self.path / "driver.lock", self.token)
+            self.store = Store(self.path / "run.zarr")
+            shutil.rmtree(self.path / "tmp", ignore_errors=True)
+            self.ledger = Ledger(self.path / "ledger.jsonl")
+        except OSError as error:
+            raise groups.translate(error, self.path) from error
+        for name in ("tasks", "models", "validation", "logs"):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.ledger.close()
+        os.close(self._lock)
+
+    def write_inputs(self, spec: str, site: str, files: Mapping[str, bytes]) -> None:
+        """Write the resolved campaign and site and the data files, in RUN and once more inside the store.
+
+        Parameters
+        ----------
+        spec, site
+            YAML texts.
+        files
+            Path (relative, as the spec names it) to content.
+        """
+        try:
+            for name, content in {**files, "campaign.yaml": spec.encode(), "site.yaml": site.encode()}.items():
+                path = self.path / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _replace(path, content)
+            packed = {name: base64.b64encode(content).decode() for name, content in files.items()}
+            attributes = {"spec": spec, "site": site, "files": packed}
+            meta = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+            folder = self.store.path / "campaign"
+            folder.mkdir(exist_ok=True)
+            _replace(folder / groups.META, json.dumps(meta).encode())
+        except OSError as error:
+            raise groups.translate(error, self.path) from error
+
+    def recover(self) -> tuple[dict[str, Record], dict[str, Record], dict[str, int]]:
+        """Return what earlier drivers finished, and mend the ledger from the store.
+
+        Returns
+        -------
+        done
+            Record of every finished task. The store is the truth; a line in the ledger without its arrays counts
+            only for stages that leave no arrays.
+        quarantined
+            Record of every task that failed for good.
+        attempts
+            How often each unfinished task failed by its own fault.
+        """
+        from campaign.store.store import KINDS
+
+        lines = read_ledger(self.ledger.path)
+        done = self.store.scan()
+        quarantined = self.store.quarantined()
+        written = {r["task"] for r in lines if r["state"] == "done"}
+        given_up = {r["task"] for r in lines if r["state"] == "quarantined"}
+        self.ledger.append(r for t, r in done.items() if t not in written)
+        self.ledger.append(r for t, r in quarantined.items() if t not in given_up)
+        attempts: dict[str, int] = {}
+        for r in lines:
+            if r["state"] == "done" and r["stage"] not in KINDS:
+                done[r["task"]] = r
+            elif r["state"] == "failed" and not r["transient"]:
+                attempts[r["task"]] = attempts.get(r["task"], 0) + 1
+        return done, quarantined, attempts
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def _take_lock(path: Path, token: str) -> int:
+    """Lock the file for the life of this process, and end what a killed driver left running on this host."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    if not _lock(fd):
+        holder = _read_holder(path)
+        os.close(fd)
+        raise Locked(
+            f"{path.parent} is in use by another campaign on host {holder.get('host', 'unknown')}, process "
+            f"{holder.get('pid', 'unknown')}; wait for it to end, or stop it with: kill {holder.get('pid', 'PID')}"
+        )
+    before = _read_holder(path)
+    if before.get("host") == socket.gethostname() and before.get("token"):
+        end_leftovers(str(before["token"]))
+    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": token, "since": time.time()})
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, mine.encode(), 0)
+    os.fsync(fd)
+    return fd
+
+
+def _lock(fd: int) -> bool:
+    """Take the lock; a look at it (``holder``) holds it for an instant, so try for a second."""
+    for _ in range(20):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
+
+
+def _read_holder(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def holder(run: Path) -> dict[str, Any] | None:
+    """Return host and pid of the driver that holds ``run`` now, None when nobody does."""
+    path = run / "driver.lock"
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(path)
+    finally:
+        os.close(fd)
+    return None
+
+
+def end_leftovers(token: str) -> int:
+    """End every process on this host that a killed driver left running; return how many there were."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(TOKEN_VARIABLE) == token:
+                process.kill()
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    psutil.wait_procs(found, timeout=5)
+    return len(found)
+
+
+def open_existing(path: Path) -> Path:
+    """Return the run directory of ``path`` (a RUN or its run.zarr), restoring its inputs from the store if needed.
+
+    Raises
+    ------
+    InputError
+        There is no campaign in it.
+    """
+    run = path.resolve()
+    if run.name.endswith(".zarr"):
+        run = run.parent
+    if (run / "campaign.yaml").exists():
+        return run
+    inputs = run / "run.zarr" / "campaign"
+    if not (inputs / groups.META).exists():
+        raise InputError(f"{path} is not a run directory: it has neither campaign.yaml nor run.zarr.")
+    attributes = groups.attributes(inputs)
+    texts = {"campaign.yaml": attributes["spec"].encode(), "site.yaml": attributes["site"].encode()}
+    for name, content in {k: base64.b64decode(v) for k, v in attributes["files"].items()}.items():
+        target = (run / name).resolve()
+        if not target.is_relative_to(run):
+            raise InputError(f"{inputs} names a file outside the run directory ({name}); it is not restored.")
+        texts[name] = content
+    for name, content in texts.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        _replace(run / name, content)
+    return run

@@ -1,0 +1,349 @@
+"""The Zarr store of a run: what is finished, and everything a resume needs.
+
+``run.zarr/KIND/ID`` is the result of task ID (``groups.py``). When a run has nothing in flight, the many small groups of
+a kind are packed into a few large ones, ``run.zarr/KIND/pack-…``, so that parallel file systems survive 10^7 frames.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from campaign.errors import SchemaError, StoreError
+from campaign.frames import LAYOUT, Frames, parse_frame_id
+from campaign.store import groups
+from campaign.tasks import Record
+
+Array = npt.NDArray[Any]
+
+#: Raised when the layout on disk changes; an older store is migrated or refused (``_check_schema``).
+SCHEMA = 1
+
+#: Where each stage's results lie. Stages that are not here leave no arrays: their record in the ledger is all.
+KINDS = {
+    "sample": "pool",
+    "select": "selected",
+    "label": "labelled",
+    "train": "checkpoints",
+    "validate": "checkpoints",
+}
+
+#: Records of calculations that failed for good.
+QUARANTINE = "quarantined"
+
+#: Names of groups that are not the result of one task.
+PACK, CHECKPOINT = "pack-", "from-"
+
+#: Frames in a packed group, at most.
+PACK_FRAMES = 65536
+
+FRAME_ARRAYS = tuple(LAYOUT)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a task's frames lie: rows ``start`` to ``stop`` of a group, and the attributes it was published with."""
+
+    path: Path
+    record: Record
+    start: int
+    stop: int
+    packed: bool
+
+
+class Store:
+    """``RUN/run.zarr``.
+
+    Workers publish into it (``publish``) and read their inputs from it; the driver keeps the index of what is finished.
+
+    Parameters
+    ----------
+    path
+        The ``run.zarr`` folder; made where absent.
+
+    Raises
+    ------
+    SchemaError
+        It was written by a version with another layout.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[str, Place] = {}
+        self._packs: set[str] = set()
+        if (path / groups.META).exists():
+            _check_schema(path)
+        else:
+            _create(path)
+
+    @property
+    def aside(self) -> Path:
+        """Where groups are written before they are published: the same file system, outside the store."""
+        return self.path.parent / "tmp"
+
+    # -- what is finished ------------------------------------------------------------------------------------------
+
+    def scan(self) -> dict[str, Record]:
+        """Return the record of every finished task, read from the groups' own attributes."""
+        for kind in dict.fromkeys(KINDS.values()):
+            for path in groups.subgroups(self.path / kind):
+                if path.name.startswith(PACK):
+                    self._index_pack(path)
+                elif not path.name.startswith(CHECKPOINT):
+                    self._index(path)
+        return {task: place.record for task, place in self._places.items()}
+
+    def quarantined(self) -> dict[str, Record]:
+        """Return the record of every task that failed for good."""
+        found = [groups.attributes(p)["record"] for p in groups.subgroups(self.path / QUARANTINE)]
+        return {r["task"]: r for r in found}
+
+    def _index(self, path: Path) -> Place:
+        attributes = groups.attributes(path)
+        place = Place(path, attributes["record"], 0, int(attributes.get("rows", 0)), packed=False)
+        self._places.setdefault(path.name, place)
+        return self._places[path.name]
+
+    def _index_pack(self, path: Path) -> None:
+        if str(path) in self._packs:
+            return
+        self._packs.add(str(path))
+        start = 0
+        for entry in groups.attributes(path)["tasks"]:
+            stop = start + int(entry["rows"])
+            self._places[entry["record"]["task"]] = Place(path, entry["record"], start, stop, packed=True)
+            start = stop
+
+    def locate(self, stage: str, task: str) -> Place:
+        """Return where the result of a finished task lies.
+
+        Raises
+        ------
+        StoreError
+            The store has no result of that task.
+        """
+        place = self._places.get(task)
+        if place is not None and place.path.exists():
+            return place
+        kind = self.path / KINDS[stage]
+        if (kind / task / groups.META).exists():
+            self._places.pop(task, None)
+            return self._index(kind / task)
+        for path in groups.subgroups(kind):
+            if path.name.startswith(PACK):
+                self._index_pack(path)
+        place = self._places.get(task)
+        if place is None or not place.path.exists():
+            raise StoreError(f"{self.path} has no result of {stage} task {task}: it was removed, or never finished.")
+        return place
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def publish(
+        self, record: Record, arrays: Mapping[str, Array], checkpoint: Mapping[str, Array] | None = None
+    ) -> bool:
+        """Publish a finished task: its arrays, its record in the attributes, and what the next task continues from.
+
+        Parameters
+        ----------
+        record
+            The attempt that succeeded.
+        arrays
+            The result. Where all have the same first axis (frames), the group can be packed later.
+        checkpoint
+            State for the task that continues this one. It is published first, so a finished task always has it.
+
+        Returns
+        -------
+        bool
+            False when another process had published the same task before.
+        """
+        task, kind = record["task"], KINDS[record["stage"]]
+        if checkpoint is not None:
+            groups.publish(self._checkpoint(task), self.aside, checkpoint, {"task": task})
+        return groups.publish(self.path / kind / task, self.aside, arrays, {"record": record, "rows": _rows(arrays)})
+
+    def _checkpoint(self, task: str) -> Path:
+        return self.path / "checkpoints" / f"{CHECKPOINT}{task}"
+
+    def checkpoint(self, task: str) -> dict[str, Array]:
+        """Return what a finished task left for the one that continues it.
+
+        Raises
+        ------
+        StoreError
+            There is none.
+        """
+        path = self._checkpoint(task)
+        if not (path / groups.META).exists():
+            raise StoreError(f"{self.path} has no checkpoint of task {task}: it was removed, or never finished.")
+        return groups.read_arrays(path)
+
+    def quarantine(self, record: Record) -> None:
+        """Remember that a task failed for good."""
+        groups.publish(self.path / QUARANTINE / record["task"], self.aside, {}, {"record": record})
+
+    def release(self, task: str) -> None:
+        """Forget that a task failed, so that it is tried again."""
+        shutil.rmtree(self.path / QUARANTINE / task, ignore_errors=True)
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def arrays(self, stage: str, task: str, names: tuple[str, ...] = ()) -> dict[str, Array]:
+        """Return arrays of a finished task (all of them, or those named)."""
+        place = self.locate(stage, task)
+        rows = slice(place.start, place.stop) if place.packed else None
+        return groups.read_arrays(place.path, names, rows)
+
+    def frames(self, stage: str, task: str, index: Sequence[int] | None = None) -> Frames:
+        """Return the frames of a finished task, or those at ``index``, as a block."""
+        place = self.locate(stage, task)
+        rows: slice | Array | None
+        if index is None:
+            rows = slice(place.start, place.stop) if place.packed else None
+        else:
+            rows = np.asarray(index, dtype=int) + place.start
+        return Frames(**groups.read_arrays(place.path, FRAME_ARRAYS, rows))
+
+    def collect(self, stage: str, ids: Sequence[str], by: Mapping[str, str] | None = None) -> list[Frames]:
+        """Return frames by id, in blocks of equal atom count, in the order asked for within each block.
+
+        Parameters
+        ----------
+        stage
+            ``sample`` for the pool, ``label`` for labelled frames.
+        ids
+            Frame ids.
+        by
+            Frame id to the task that holds the frame, where that is not the task in the id (labels).
+        """
+        wanted: dict[str, list[tuple[int, int]]] = {}
+        for place, frame in enumerate(ids):
+            task, index = parse_frame_id(frame)
+            if by is not None:
+                task, index = by[frame], 0
+            wanted.setdefault(task, []).append((index, place))
+        found: list[tuple[int, Frames]] = []
+        for task, members in wanted.items():
+            block = self.frames(stage, task, [i for i, _ in members])
+            found += [(place, block[k : k + 1]) for k, (_, place) in enumerate(members)]
+        blocks: dict[int, list[Frames]] = {}
+        for _, frame_block in sorted(found, key=lambda item: item[0]):
+            blocks.setdefault(frame_block.n_atoms, []).append(frame_block)
+        return [Frames.concat(b) for b in blocks.values()]
+
+    def stream(self, stage: str, tasks: Sequence[str]) -> Iterator[Frames]:
+        """Yield the frames of finished tasks one task at a time: constant memory whatever the pool."""
+        for task in tasks:
+            yield self.frames(stage, task)
+
+    # -- packing ---------------------------------------------------------------------------------------------------
+
+    def pack(self, stage: str, chains: Sequence[Sequence[str]]) -> int:
+        """Pack the small groups of finished tasks into large ones; drop the checkpoints nothing continues from.
+
+        Call it only when no task is in flight. A kill between publishing and removing is harmless: the pack is
+        preferred, and the next call removes what it replaced.
+
+        Parameters
+        ----------
+        stage
+            Whose results.
+        chains
+            The finished tasks in order, each chain a list of which only the last can be continued.
+
+        Returns
+        -------
+        int
+            How many groups were packed.
+        """
+        packed = 0
+        batch = _Batch()
+        for chain in chains:
+            for task in chain:
+                place = self.locate(stage, task)
+                if place.packed:
+                    shutil.rmtree(self.path / KINDS[stage] / task, ignore_errors=True)
+                elif place.stop > place.start:
+                    arrays = groups.read_arrays(place.path)
+                    if not batch.takes(arrays):
+                        packed += self._publish_pack(stage, batch)
+                        batch = _Batch()
+                    batch.add(arrays, place)
+        packed += self._publish_pack(stage, batch)
+        for chain in chains:
+            for task in chain[:-1]:
+                shutil.rmtree(self._checkpoint(task), ignore_errors=True)
+        return packed
+
+    def _publish_pack(self, stage: str, batch: _Batch) -> int:
+        if len(batch.places) < 2:
+            return 0
+        names = [p.record["task"] for p in batch.places]
+        path = self.path / KINDS[stage] / f"{PACK}{names[0]}-{names[-1]}"
+        table = [{"record": p.record, "rows": p.stop - p.start} for p in batch.places]
+        joined = {name: np.concatenate([a[name] for a in batch.arrays]) for name in batch.arrays[0]}
+        groups.publish(path, self.aside, joined, {"tasks": table})
+        for name in names:
+            self._places.pop(name, None)
+            shutil.rmtree(self.path / KINDS[stage] / name, ignore_errors=True)
+        self._index_pack(path)
+        return len(names)
+
+
+class _Batch:
+    """Groups that go into one pack: the same arrays, and at most PACK_FRAMES rows."""
+
+    def __init__(self) -> None:
+        self.arrays: list[dict[str, Array]] = []
+        self.places: list[Place] = []
+        self.rows = 0
+
+    def takes(self, arrays: Mapping[str, Array]) -> bool:
+        if not self.arrays:
+            return True
+        first = self.arrays[0]
+        same = first.keys() == arrays.keys() and all(first[k].shape[1:] == arrays[k].shape[1:] for k in first)
+        return same and self.rows + _rows(arrays) <= PACK_FRAMES
+
+    def add(self, arrays: dict[str, Array], place: Place) -> None:
+        self.arrays.append(arrays)
+        self.places.append(place)
+        self.rows += _rows(arrays)
+
+
+def _rows(arrays: Mapping[str, Array]) -> int:
+    """Return the common length of the first axis, 0 where there is none (such a group is never packed)."""
+    lengths = {len(a) if a.ndim else -1 for a in arrays.values()}
+    return lengths.pop() if len(lengths) == 1 and -1 not in lengths else 0
+
+
+def _create(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        work = path / ".zarr.json"
+        work.write_text(
+            f'{{"zarr_format": 3, "node_type": "group", "attributes": {{"schema": {SCHEMA}, "writer": "campaign"}}}}'
+        )
+        work.rename(path / groups.META)
+    except OSError as error:
+        raise groups.translate(error, path) from error
+
+
+def _check_schema(path: Path) -> None:
+    found = groups.attributes(path).get("schema")
+    if found == SCHEMA:
+        return
+    if not isinstance(found, int):
+        raise SchemaError(f"{path} was not written by campaign; name another folder with --root.")
+    age = "a newer" if found > SCHEMA else "an older"
+    raise SchemaError(
+        f"{path} has schema {found}, written by {age} version of campaign; this version reads schema {SCHEMA}. "
+        f"Use that version to continue it, or export its frames (campaign export) and start a new run."
+    )

@@ -1,0 +1,186 @@
+"""Tasks: the unit of work, named by the hash of everything that decides its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Json = Any
+
+#: Set in the environment of every process a driver starts, so that the next driver finds what is left running.
+TOKEN_VARIABLE = "CAMPAIGN_DRIVER"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work for one worker.
+
+    Attributes
+    ----------
+    stage
+        The stage that planned it and whose ``work`` does it.
+    name
+        For people: ``npt/walker 3/segment 12``. Not part of the id.
+    params
+        Resolved parameters (JSON-able). Files enter by the hash of their content.
+    inputs
+        Ids of the tasks whose results it reads.
+    version
+        Code version of the stage's ``work``: raised when its results change.
+    priority
+        Lower runs first when workers are scarce. Not part of the id.
+    extra
+        What the worker needs but what does not decide the result (JSON-able). Not part of the id.
+    """
+
+    stage: str
+    name: str
+    params: dict[str, Json]
+    inputs: tuple[str, ...] = ()
+    version: int = 1
+    priority: int = 5
+    extra: dict[str, Json] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        """16 hex digits: the same id means the same result."""
+        decides = [self.stage, self.version, self.params, list(self.inputs)]
+        text = json.dumps(decides, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def number(self) -> int:
+        """The id as an unsigned 64-bit integer (``Frames.task``)."""
+        return int(self.id, 16)
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON-able form that crosses process boundaries."""
+        return {
+            "id": self.id,
+            "stage": self.stage,
+            "name": self.name,
+            "params": self.params,
+            "inputs": list(self.inputs),
+            "version": self.version,
+            "priority": self.priority,
+            "extra": self.extra,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Json]) -> Task:
+        """Rebuild a task sent to a worker."""
+        keys = ("stage", "name", "params", "version", "priority", "extra")
+        return cls(inputs=tuple(data["inputs"]), **{k: data[k] for k in keys})
+
+
+class Record(TypedDict):
+    """What one attempt at a task left behind: a line of the ledger."""
+
+    task: str
+    stage: str
+    name: str
+    attempt: int
+    state: str  # "done", "failed" (may be tried again) or "quarantined"
+    cause: str  # one sentence; empty when done
+    transient: bool  # the machine's fault, not the calculation's
+    host: str
+    pid: int
+    start: float  # seconds since the epoch
+    seconds: float
+    versions: dict[str, str]
+    result: dict[str, Json]  # small JSON summary; arrays are in the store
+    disk_full: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a worker knows beside the task: where it runs. None of it may change a result.
+
+    Attributes
+    ----------
+    run
+        The run directory.
+    launch
+        The site's launch command of each engine, as a list with ``{ranks}`` to fill.
+    attempt
+        0 for the first try.
+    token
+        Names the driver that sent the task, so that a later driver can end what an earlier one left running.
+    """
+
+    run: Path
+    launch: dict[str, list[str]] = field(default_factory=dict)
+    attempt: int = 0
+    token: str = ""
+
+    def folder(self, task: Task) -> Path:
+        """Return (and make) the folder for the task's own files, ``RUN/tasks/<id>``."""
+        path = self.run / "tasks" / task.id
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON-able form that crosses process boundaries."""
+        return {"run": str(self.run), "launch": self.launch, "attempt": self.attempt, "token": self.token}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Json]) -> Context:
+        """Rebuild a context sent to a worker."""
+        return cls(Path(data["run"]), data["launch"], data["attempt"], data["token"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's ``work`` hands back.
+
+    Attributes
+    ----------
+    summary
+        Small JSON that goes into the record.
+    arrays
+        What is published in the store; None for nothing.
+    checkpoint
+        What the task that continues this one starts from.
+    versions
+        Versions of the programs that took part.
+    """
+
+    summary: dict[str, Json]
+    arrays: dict[str, npt.NDArray[Any]] | None = None
+    checkpoint: dict[str, npt.NDArray[Any]] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def new_record(task: Task, attempt: int) -> Record:
+    """Return the record of an attempt that starts now in this process."""
+    return Record(
+        task=task.id,
+        stage=task.stage,
+        name=task.name,
+        attempt=attempt,
+        state="done",
+        cause="",
+        transient=False,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        start=time.time(),
+        seconds=0.0,
+        versions={"python": platform.python_version()},
+        result={},
+    )
+
+
+#: Does a task: (``Task.to_json()``, ``Context.to_json()``) -> record. ``campaign.worker.run_task`` is the one there is.
+Work = Callable[..., Record]

@@ -1,0 +1,65 @@
+"""``run_task(task, context) -> record``: the only function sent to a worker."""
+
+from __future__ import annotations
+
+import importlib
+import time
+
+from campaign.errors import CampaignError, DiskFull, StoreError
+from campaign.tasks import Context, Json, Record, Task, new_record
+
+
+def run_task(task_json: dict[str, Json], context_json: dict[str, Json], **_scheduling: object) -> Record:
+    """Do one task, publish its arrays in the store and return its record. Never raises: failure is data.
+
+    Parameters
+    ----------
+    task_json, context_json
+        ``Task.to_json()`` and ``Context.to_json()``.
+    **_scheduling
+        What an executor was told about the task (Parsl passes its priority on); not used here.
+
+    Returns
+    -------
+    Record
+        ``done``, or ``failed`` with the cause in one sentence. ``transient`` marks the machine's faults.
+    """
+    task, context = Task.from_json(task_json), Context.from_json(context_json)
+    record = new_record(task, context.attempt)
+    try:
+        work = importlib.import_module(f"campaign.stages.{task.stage}").work
+        outcome = work(task, context)
+        record["result"] = outcome.summary
+        record["versions"] = outcome.versions
+        record["seconds"] = time.time() - record["start"]
+        if outcome.arrays is not None:
+            from campaign.store.store import Store
+
+            Store(context.run / "run.zarr").publish(record, outcome.arrays, outcome.checkpoint)
+    except DiskFull as error:
+        _fail(record, str(error), transient=True)
+        record["disk_full"] = True
+    except StoreError as error:
+        _fail(record, str(error), transient=True)
+    except CampaignError as error:
+        _fail(record, str(error), transient=False)
+    except Exception as error:  # the boundary: whatever a library raises becomes a record, the campaign goes on
+        _fail(record, f"{type(error).__name__}: {error}", transient=isinstance(error, OSError | MemoryError))
+        _keep_traceback(task, context)
+    record["seconds"] = time.time() - record["start"]
+    return record
+
+
+def _fail(record: Record, cause: str, transient: bool) -> None:
+    record["state"], record["transient"] = "failed", transient
+    record["cause"] = " ".join(cause.split())[:2000]
+
+
+def _keep_traceback(task: Task, context: Context) -> None:
+    """Keep the traceback of an unforeseen error with the task's files."""
+    import traceback
+
+    try:
+        (context.folder(task) / f"traceback-{context.attempt}.txt").write_text(traceback.format_exc())
+    except OSError:  # the record has the cause already
+        pass

@@ -1,0 +1,158 @@
+"""Site files, and a campaign against the site it runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from campaign.config import Loaded, check_together, dump, load_campaign, load_site, site_names, template_path
+from campaign.errors import InputError
+
+GOOD = """\
+site: cluster
+description: A cluster.
+executors:
+  cpu:
+    provider: slurm
+    cores: 4
+    cores_per_worker: 2
+    walltime: 02:00:00
+    options: {partition: main}
+  gpu: {provider: pbs, gpus: 2, cores: 8, workers: 2}
+stages: {default: cpu, train: gpu}
+launch:
+  lammps: [srun, -n, "{ranks}"]
+environment: [module load x]
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "site.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_good_site(tmp_path: Path) -> None:
+    site = load_site(write(tmp_path, GOOD))
+    assert site.executor_for("sample") == "cpu"
+    assert site.executor_for("train") == "gpu"
+    assert site.cores_per_node("cpu") == 4
+    assert site.workers_per_node("cpu") == 2
+    assert site.executors["cpu"].walltime == "02:00:00"
+    assert load_site(write(tmp_path, dump(site))) == site
+
+
+def test_cores_that_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    x, y = "{provider: local, cores_per_worker: 4}", "{provider: pbs, workers: 5, cores_per_worker: 3}"
+    site = load_site(write(tmp_path, f"site: a\nexecutors: {{x: {x}, y: {y}}}\nstages: {{default: x}}\n"))
+    assert site.cores_per_node("x") == 6
+    assert site.workers_per_node("x") == 1
+    assert site.cores_per_node("y") == 15
+    assert site.workers_per_node("y") == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "key", "got", "remedy"),
+    [
+        ("description", "desription", 2, "desription", "'A cluster.'", "'description'"),
+        ("provider: slurm", "provider: slrum", 5, "executors.cpu.provider", "'slrum'", "'slurm'"),
+        ("cores: 4", "cores: four", 6, "executors.cpu.cores", "'four'", "whole number"),
+        ("cores: 4", "cores: 0", 6, "executors.cpu.cores", "0", "at least 1"),
+        ("cores: 4", "cores: '4'", 6, "executors.cpu.cores", "'4'", "remove the quotes"),
+        ("    cores: 4\n", "", 4, "executors.cpu.cores", "auto", "cores: 64"),
+        ("02:00:00", "2h", 8, "executors.cpu.walltime", "'2h'", "HH:MM:SS"),
+        ("partition: main", "partion: main", 9, "executors.cpu.options.partion", "'main'", "'partition'"),
+        ("workers: 2}", "workers: 9}", 10, "executors.gpu.workers", "9", "write 8"),
+        ("train: gpu", "train: gpus", 11, "stages.train", "'gpus'", "'gpu'"),
+        ("train: gpu", "trian: gpu", 11, "stages.trian", "gpu", "'train'"),
+        ('[srun, -n, "{ranks}"]', "srun -n 4", 13, "launch.lammps", "'srun -n 4'", "[ ]"),
+        ('[srun, -n, "{ranks}"]', "[srun, -n, {ranks}]", 13, "launch.lammps[2]", "ranks", '"{ranks}"'),
+        ('[srun, -n, "{ranks}"]', "[srun]", 13, "launch.lammps", "srun", '"{ranks}"'),
+        ("{ranks}", "{rank}", 13, "launch.lammps[2]", "'{rank}'", '"{ranks}"'),
+        ('srun, -n, "{ranks}"', '"srun -n {ranks}"', 13, "launch.lammps[0]", "srun -n", '"srun", "-n"'),
+        ("  lammps:", "  lamps:", 13, "launch.lamps", "srun", "'lammps'"),
+        ("[module load x]", "[3]", 14, "environment[0]", "3", "quotes"),
+        ("[module load x]", "[x]\nroots: [data]", 15, "roots[0]", "'data'", "from /"),
+        ("[module load x]", "[x]\ntemperature: 300", 15, "temperature", "300", "the keys here are"),
+    ],
+)
+def test_one_wrong_thing(tmp_path: Path, old: str, new: str, line: int, key: str, got: str, remedy: str) -> None:
+    assert old in GOOD
+    path = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(InputError) as caught:
+        load_site(path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}:{line}: {key}: ")
+    what, _, rest = problem.partition(", got ")
+    assert what
+    assert got in rest
+    assert remedy in rest
+
+
+def test_no_such_site() -> None:
+    with pytest.raises(InputError, match="'locla'; did you mean 'local'"):
+        load_site("locla")
+    with pytest.raises(InputError, match=r"none\.yaml:1: file: there is no such file"):
+        load_site("none.yaml")
+
+
+def test_sites_that_come_along_are_right() -> None:
+    assert {"local", "slurm"} <= set(site_names())
+    for name, text in site_names().items():
+        site = load_site(name)
+        assert site.name == name
+        assert text
+
+
+@pytest.fixture
+def quickstart() -> Loaded:
+    return load_campaign(template_path("quickstart"))
+
+
+def changed(folder: Path, old: str, new: str) -> Loaded:
+    """Return quickstart with one change."""
+    text = template_path("quickstart").read_text()
+    assert old in text
+    (folder / "potentials").mkdir(exist_ok=True)
+    (folder / "potentials/nacl_bmhtf.lmp").write_text("# elements: Na Cl\npair_style zero 5\n")
+    (folder / "campaign.yaml").write_text(text.replace(old, new, 1))
+    return load_campaign(folder / "campaign.yaml")
+
+
+def test_quickstart_runs_here(quickstart: Loaded) -> None:
+    assert check_together(quickstart, load_site("local")) == []
+
+
+def test_more_ranks_than_cores(tmp_path: Path) -> None:
+    loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 5\n")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, GOOD)))
+    line = loaded.path.read_text().splitlines().index("    ranks: 5") + 1
+    assert problem.startswith(f"{loaded.path}:{line}: sample[0].ranks: ")
+    assert "4 cores, got 5; write 4 or less" in problem
+
+
+def test_ranks_without_a_launch_command(tmp_path: Path) -> None:
+    loaded = changed(tmp_path, "engine: lammps", "engine: lammps\n  ranks: 2")
+    text = GOOD.replace('launch:\n  lammps: [srun, -n, "{ranks}"]\n', "")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, text)))
+    assert "label.ranks: site cluster has no command to launch LAMMPS" in problem
+    assert "got 2; write 'lammps: [mpiexec" in problem
+
+
+def test_stage_without_executor(tmp_path: Path, quickstart: Loaded) -> None:
+    site = load_site(write(tmp_path, GOOD.replace("default: cpu", "sample: cpu, select: cpu, label: cpu")))
+    (problem,) = check_together(quickstart, site)
+    assert problem.startswith(f"{quickstart.path}:{quickstart.lines['validate']}: validate: ")
+    with pytest.raises(InputError, match="default: cpu"):
+        site.executor_for("validate")
+
+
+def test_gpus_that_are_not_there(tmp_path: Path, quickstart: Loaded) -> None:
+    found = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    text = GOOD.replace("provider: pbs, gpus: 2", f"provider: local, gpus: {found + 1}")
+    if not Path("/dev/kfd").exists():
+        (problem,) = check_together(quickstart, load_site(write(tmp_path, text)))
+        assert problem.startswith(f"{quickstart.path}:{quickstart.lines['train']}: train: ")
+        assert f"got {found}; set 'gpus: 0'" in problem

@@ -1,0 +1,330 @@
+"""Every kind of wrong campaign file: one message each, with the line, the key, the value and what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from campaign.config import load_campaign
+from campaign.errors import InputError
+
+GOOD = """\
+campaign: nacl-rnd
+seed: 1
+system:
+  structure: {prototype: rocksalt, elements: [Na, Cl], a: 5.64, supercell: [2, 2, 2]}
+  potential: {lammps: potentials/nacl.lmp}
+sample:
+  - method: npt
+    temperature: [1100, 1700]
+    walkers: 8
+    steps: 20000
+    every: 100
+    prepare:
+      - {temperature: 1800, time: 4}
+select: {method: rnd_stream, size: 32}
+label: {engine: lammps}
+train: {model: schnet, members: 2}
+validate:
+  - {method: errors, held_out: 200}
+  - {method: stability, temperature: 1400, time: 5}
+  - {method: rdf}
+"""
+
+POTENTIAL = "# elements: Na Cl\n# atom_style: charge\npair_style born/coul/long 8\n"
+
+
+class Wrong(NamedTuple):
+    """A change to the good file and the one message that it must give."""
+
+    old: str
+    new: str
+    line: int
+    key: str
+    got: str
+    remedy: str
+
+
+CASES = {
+    # Keys and names
+    "unknown top key": Wrong("seed:", "sede:", 2, "sede", "1", "'seed'"),
+    "unknown nested key": Wrong("walkers: 8", "walker: 8", 9, "sample[0].walker", "8", "'walkers'"),
+    "synonym": Wrong("every: 100", "stride: 100", 11, "sample[0].stride", "100", "'every'"),
+    "key like nothing here": Wrong("seed: 1", "zzz: 1", 2, "zzz", "1", "campaign, seed"),
+    "missing key": Wrong("    steps: 20000\n", "", 7, "sample[0].steps", "nothing", "steps: 200000"),
+    "missing section": Wrong("campaign: nacl-rnd", "seed: 2", 2, "seed", "seed", "keep one"),
+    "bad campaign name": Wrong("nacl-rnd", "NaCl rnd", 1, "campaign", "'NaCl rnd'", "lower-case"),
+    "name is a number": Wrong("nacl-rnd", "12", 1, "campaign", "12", "quotes"),
+    # Variants
+    "misspelt method": Wrong("method: npt", "method: ntp", 7, "sample[0].method", "'ntp'", "'npt'"),
+    "misspelt select": Wrong("rnd_stream", "rnd_steam", 14, "select.method", "'rnd_steam'", "'rnd_stream'"),
+    "misspelt engine": Wrong("engine: lammps", "engine: lamps", 15, "label.engine", "'lamps'", "'lammps'"),
+    "misspelt model": Wrong("model: schnet", "model: shcnet", 16, "train.model", "'shcnet'", "'schnet'"),
+    "missing method": Wrong("{method: rdf}", "{bins: 50}", 20, "validate[2].method", "nothing", "rdf"),
+    "misspelt word method": Wrong("{method: rdf}", "{metod: rdf}", 20, "validate[2].method", "nothing", "method: ..."),
+    "variant is text": Wrong("{engine: lammps}", "lammps", 15, "label", "'lammps'", "{engine:"),
+    "misspelt prototype": Wrong(
+        "rocksalt", "rock-salt", 4, "system.structure.prototype", "'rock-salt'", "did you mean 'rocksalt'"
+    ),
+    "misspelt choice": Wrong(
+        "stability, ", "stability, ensemble: ntp, ", 19, "validate[1].ensemble", "'ntp'", "did you mean 'npt'"
+    ),
+    "no such calculator": Wrong(
+        "engine: lammps", "engine: ase, calculator: etm", 15, "label.calculator", "'etm'", "did you mean 'emt'"
+    ),
+    # Not in this version
+    "stage of later": Wrong("select:", "distill: {method: uq}\nselect:", 14, "distill", "uq", "remove it"),
+    "method of later": Wrong(
+        "method: npt", "method: momt", 7, "sample[0].method", "'momt'", "not available in campaign"
+    ),
+    "engine of later": Wrong(
+        "engine: lammps", "engine: cp2k", 15, "label.engine", "'cp2k'", "not available in campaign"
+    ),
+    # Types
+    "text for number": Wrong("walkers: 8", "walkers: many", 9, "sample[0].walkers", "'many'", "write a whole number"),
+    "quoted number": Wrong("walkers: 8", 'walkers: "8"', 9, "sample[0].walkers", "'8'", "remove the quotes"),
+    "bool for number": Wrong("walkers: 8", "walkers: true", 9, "sample[0].walkers", "true", "write a whole number"),
+    "fraction for integer": Wrong("walkers: 8", "walkers: 8.5", 9, "sample[0].walkers", "8.5", "without a fraction"),
+    "list for number": Wrong("walkers: 8", "walkers: [8]", 9, "sample[0].walkers", "[8]", "write a whole number"),
+    "nothing for number": Wrong("walkers: 8", "walkers:", 9, "sample[0].walkers", "nothing", "remove the key"),
+    "list for mapping": Wrong("{engine: lammps}", "[lammps]", 15, "label", "['lammps']", "{engine:"),
+    "mapping for list": Wrong("elements: [Na, Cl]", "elements: NaCl", 4, "system.structure.elements", "'NaCl'", "[ ]"),
+    "huge integer": Wrong("seed: 1", "seed: 99999999999999999999", 2, "seed", "99999999999999999999", "at most"),
+    # Ranges
+    "negative steps": Wrong("steps: 20000", "steps: -20000", 10, "sample[0].steps", "-20000", "at least 1"),
+    "no walkers": Wrong("walkers: 8", "walkers: 0", 9, "sample[0].walkers", "0", "at least 1"),
+    "negative seed": Wrong("seed: 1", "seed: -1", 2, "seed", "-1", "at least 0"),
+    "zero lattice constant": Wrong("a: 5.64", "a: 0", 4, "system.structure.a", "0", "greater than 0"),
+    "long time step": Wrong("every: 100", "timestep: 2", 11, "sample[0].timestep", "2", "at most 0.02 (ps"),
+    "negative temperature": Wrong("[1100, 1700]", "-5", 8, "sample[0].temperature", "-5", "write one temperature in K"),
+    "three temperatures": Wrong("[1100, 1700]", "[1, 2, 3]", 8, "sample[0].temperature", "[1, 2, 3]", "[1100, 1700]"),
+    "share above one": Wrong("seed: 1", "max_failed: 20", 2, "max_failed", "20", "at most 1"),
+    "short supercell": Wrong("[2, 2, 2]", "[2, 2]", 4, "system.structure.supercell", "[2, 2]", "add what is missing"),
+    "long supercell": Wrong("[2, 2, 2]", "[2, 2, 2, 2]", 4, "system.structure.supercell", "[2, 2, 2, 2]", "at most 3"),
+    # Between keys
+    "steps not a multiple": Wrong("steps: 20000", "steps: 20030", 10, "sample[0].steps", "20030", "write 20000"),
+    "one element of two": Wrong("[Na, Cl]", "[Na]", 4, "system.structure.elements", "['Na']", "write 2"),
+    "c of a cubic cell": Wrong("a: 5.64", "a: 5.64, c: 6", 4, "system.structure.c", "6", "remove it"),
+    "stage without label": Wrong("label: {engine: lammps}\n", "", 15, "train", "no 'label'", "add a section 'label'"),
+    "rdf without stability": Wrong(
+        "  - {method: stability, temperature: 1400, time: 5}\n",
+        "",
+        19,
+        "validate[1].method",
+        "no 'stability'",
+        "before it",
+    ),
+    "selection larger than pool": Wrong("size: 32", "size: 3200", 14, "select.size", "3200", "select fewer"),
+    "held out more than pool": Wrong(
+        "held_out: 200", "held_out: 2000", 18, "validate[0].held_out", "2000", "held_out: 1568"
+    ),
+    "all weights zero": Wrong(
+        "members: 2", "loss: {energy: 0, forces: 0, stress: 0}", 16, "train.loss", "0", "weight above 0"
+    ),
+    # Physics and files
+    "no such element": Wrong("[Na, Cl]", "[Na, CL]", 4, "system.structure.elements[1]", "'CL'", "'Cl'"),
+    "element not in potential": Wrong(
+        "[Na, Cl]", "[K, Cl]", 5, "system.potential.lammps", "'potentials/nacl.lmp'", "with K in it"
+    ),
+    "missing file": Wrong("nacl.lmp", "nacl2.lmp", 5, "system.potential.lammps", "'potentials/nacl2.lmp'", "nacl.lmp"),
+    "folder for file": Wrong(
+        "potentials/nacl.lmp", "potentials", 5, "system.potential.lammps", "'potentials'", "path of a file"
+    ),
+    "path escape": Wrong(
+        "potentials/nacl.lmp", "../secret.lmp", 5, "system.potential.lammps", "'../secret.lmp'", "copy the file"
+    ),
+    "absolute path": Wrong(
+        "potentials/nacl.lmp", "/etc/passwd", 5, "system.potential.lammps", "'/etc/passwd'", "copy the file"
+    ),
+    "link out": Wrong("potentials/nacl.lmp", "link.lmp", 5, "system.potential.lammps", "'link.lmp'", "copy the file"),
+    "headless potential": Wrong(
+        "nacl.lmp", "bare.lmp", 5, "system.potential.lammps", "'bare.lmp'", "# elements: Na Cl"
+    ),
+    "foreign units": Wrong("nacl.lmp", "real.lmp", 5, "system.potential.lammps", "'units real'", "units metal"),
+    "no cell in structure": Wrong(
+        "{prototype: rocksalt, elements: [Na, Cl], a: 5.64, supercell: [2, 2, 2]}",
+        "{file: gas.xyz}",
+        4,
+        "system.structure.file",
+        "'gas.xyz'",
+        "Lattice=",
+    ),
+    "damaged structure": Wrong(
+        "{prototype: rocksalt, elements: [Na, Cl], a: 5.64, supercell: [2, 2, 2]}",
+        "{file: bad.xyz}",
+        4,
+        "system.structure.file",
+        "'bad.xyz'",
+        "check that ASE reads it",
+    ),
+    "no path at all": Wrong("potentials/nacl.lmp", "''", 5, "system.potential.lammps", "''", "write it (file"),
+    # YAML
+    "duplicate key": Wrong("seed: 1", "seed: 1\nseed: 2", 3, "seed", "here and on line 2", "keep one"),
+    "tag": Wrong("seed: 1", "seed: !!python/name:os.system 1", 2, "seed", "python/name:os.system", "remove the tag"),
+    "anchor": Wrong("seed: 1", "seed: &a 1", 2, "seed", "&a", "write the value out"),
+    "alias": Wrong("seed: 1", "seed: *a", 2, "seed", "*a", "write the value out"),
+    "nan": Wrong("a: 5.64", "a: .nan", 4, "system.structure.a", ".nan", "finite"),
+    "bare nan": Wrong("a: 5.64", "a: nan", 4, "system.structure.a", "nan", "finite"),
+    "infinity": Wrong("steps: 20000", "steps: .inf", 10, "sample[0].steps", ".inf", "finite"),
+    "overflow": Wrong("a: 5.64", "a: 1e999", 4, "system.structure.a", "1e999", "finite"),
+    "tab": Wrong("    walkers: 8", "\twalkers: 8", 9, "YAML", "walkers: 8", "indent with spaces"),
+    "unclosed bracket": Wrong("[1100, 1700]", "[1100, 1700", 9, "YAML", "walkers: 8", "brackets"),
+    "control character": Wrong("nacl-rnd", '"a\\0b"', 1, "campaign", "\\x00", "remove it"),
+    "second document": Wrong("train:", "---\ntrain:", 16, "YAML", "'---'", "one document"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "inside"
+    (inside / "potentials").mkdir(parents=True)
+    (inside / "potentials/nacl.lmp").write_text(POTENTIAL)
+    (inside / "potentials/bare.lmp").write_text("pair_style lj/cut 8\n")
+    (inside / "potentials/real.lmp").write_text("# elements: Na Cl\nunits real\npair_style lj/cut 8\n")
+    (inside / "gas.xyz").write_text("2\n\nNa 0 0 0\nCl 0 0 2\n")
+    (inside / "bad.xyz").write_text("2\n\nNa 0 zero 0\n")
+    (tmp_path / "secret.lmp").write_text(POTENTIAL)
+    (inside / "link.lmp").symlink_to(tmp_path / "secret.lmp")
+    return inside
+
+
+def problems_of(folder: Path, text: str | bytes) -> list[str]:
+    """Return the problems of a file with this text, without the file's name."""
+    path = folder / "campaign.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as caught:
+        load_campaign(path)
+    assert all(p.startswith(f"{path}:") for p in caught.value.problems)
+    assert all("\n" not in p for p in caught.value.problems)
+    return [p.removeprefix(f"{path}:") for p in caught.value.problems]
+
+
+def test_the_good_file_is_good(folder: Path) -> None:
+    path = folder / "campaign.yaml"
+    path.write_text(GOOD)
+    loaded = load_campaign(path)
+    assert loaded.spec.stages == ("sample", "select", "label", "train", "validate")
+    assert loaded.files == {"potentials/nacl.lmp": (folder / "potentials/nacl.lmp").resolve()}
+    assert loaded.lines["sample[0].prepare[0].time"] == 13
+    assert loaded.folder == folder
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_one_wrong_thing(folder: Path, case: Wrong) -> None:
+    assert GOOD.count(case.old) >= 1
+    problems = problems_of(folder, GOOD.replace(case.old, case.new, 1))
+    named = [p for p in problems if p.startswith(f"{case.line}: {case.key}: ")]
+    assert len(named) == 1, problems
+    got, _, remedy = named[0].partition(", got ")[2].rpartition("; ")
+    assert case.got in got
+    said = named[0]
+    assert case.remedy in remedy or case.remedy in said
+    assert remedy
+
+
+ALONE = set(CASES) - {"missing section", "misspelt word method", "second document"}
+
+
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_nothing_else_is_said(folder: Path, name: str) -> None:
+    case = CASES[name]
+    assert len(problems_of(folder, GOOD.replace(case.old, case.new, 1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "remedy"),
+    [
+        (b"", 1, "file", "template"),
+        (b"# nothing but a comment\n", 1, "file", "template"),
+        (b"- a\n- list\n", 1, "file", "key: value"),
+        (b"just text\n", 1, "file", "key: value"),
+        (b"campaign: a\nseed: \xff\n", 2, "file", "UTF-8"),
+        (b"campaign: a\nseed: \x07\n", 2, "YAML", "remove it"),
+        (b'campaign: "\\Uffffffff"\n', 1, "YAML", "write the character"),
+        (b"a: " + b"[" * 100 + b"]" * 100, 1, "a[0]", "remove some brackets"),
+        (b"[" * 100_000, 1, "[0]", "remove some brackets"),
+        (b"a: 1\n" * 100_000, 1, "file", "right file"),
+        (b"seed: " + b"9" * 5000, 1, "seed", "finite"),
+        (b"? [a, b]\n: 1\n", 1, "YAML", "key: value"),
+    ],
+    ids=[
+        "empty",
+        "only a comment",
+        "list",
+        "text",
+        "not UTF-8",
+        "bell",
+        "no character",
+        "deep",
+        "very deep",
+        "large",
+        "endless number",
+        "list as key",
+    ],
+)
+def test_wrong_text(folder: Path, text: bytes, line: int, key: str, remedy: str) -> None:
+    problem = problems_of(folder, text)[0]
+    assert problem.startswith(f"{line}: {key}")
+    assert ", got " in problem
+    assert remedy in problem
+
+
+def test_aliases_do_not_explode(folder: Path) -> None:
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    assert any("aliases are not read" in p for p in problems_of(folder, bomb))
+
+
+def test_six_mistakes_are_six_messages_in_order(folder: Path) -> None:
+    text = GOOD.replace("seed: 1", "sede: 1").replace("Na, Cl", "Na, CL").replace("nacl.lmp", "none.lmp")
+    text = (
+        text.replace("steps: 20000", "steps: 20030")
+        .replace("rnd_stream", "rdn_stream")
+        .replace("members: 2", "members: 0")
+    )
+    problems = problems_of(folder, text)
+    assert [p.split(": ")[0:2] for p in problems] == [
+        ["2", "sede"],
+        ["4", "system.structure.elements[1]"],
+        ["5", "system.potential.lammps"],
+        ["10", "sample[0].steps"],
+        ["14", "select.method"],
+        ["16", "train.members"],
+    ]
+
+
+def test_no_word_of_the_validator_shows(folder: Path) -> None:
+    text = "campaign: [a]\nseed: x\nsystem: 3\nsample: {}\nselect: []\nlabel: {engine: {}}\n"
+    text += "train: {model: schnet, loss: 3}\n"
+    said = " ".join(problems_of(folder, text)).lower()
+    for word in ("pydantic", "tuple", "validation error", "discriminator", "input should", "tag ", "@", "none", "dict"):
+        assert word not in said
+
+
+def test_missing_files_and_folders_are_said(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(InputError, match=f"^{path}:1: file: "):
+            load_campaign(path)
+
+
+def test_a_root_of_the_site_may_hold_files(folder: Path) -> None:
+    path = folder / "campaign.yaml"
+    outside = folder.parent / "secret.lmp"
+    for written in ("../secret.lmp", "link.lmp", str(outside)):
+        path.write_text(GOOD.replace("potentials/nacl.lmp", written))
+        with pytest.raises(InputError):
+            load_campaign(path)
+        assert load_campaign(path, roots=[folder.parent]).files == {written: outside.resolve()}
+
+
+def test_needs_a_potential(folder: Path) -> None:
+    text = GOOD.replace("  potential: {lammps: potentials/nacl.lmp}\n", "")
+    problems = problems_of(folder, text)
+    assert [p.split(": ")[1] for p in problems] == [
+        "sample[0].method",
+        "label.engine",
+        "validate[1].method",
+        "validate[2].method",
+    ]
+    assert all("potential: {lammps: FILE}" in p for p in problems)

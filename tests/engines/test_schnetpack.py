@@ -1,0 +1,322 @@
+"""SchNet as descriptor and potential: exact against SchNetPack and finite differences; training; files."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+
+from campaign.engines.schnetpack import Committee, Descriptor, Potential, half_pairs, load_schnetpack, network, schnet
+from campaign.engines.schnetpack_train import reference_energies, train
+from campaign.errors import EngineError, InputError, Unphysical
+from campaign.frames import Frames
+from campaign.science.neighbours import neighbour_list
+
+SPEC = {"features": 16, "interactions": 2, "cutoff": 4.0}
+
+
+def crystal(n=3, seed=0, size=(1, 1, 1), noise=0.15):
+    """Shaken, sheared rocksalt of 8 atoms (the cutoff exceeds half the box)."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for _ in range(n):
+        atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * size
+        atoms.set_cell(atoms.cell @ (np.eye(3) + rng.normal(scale=0.03, size=(3, 3))), scale_atoms=True)
+        atoms.positions += rng.normal(scale=noise, size=atoms.positions.shape)
+        images.append(atoms)
+    return Frames.from_ase(images)
+
+
+def untrained(spec=SPEC, seed=0, precision="float64"):
+    weights = {k: v.numpy() for k, v in network(spec, seed).state_dict().items()}
+    weights["reference.numbers"] = np.array([11, 17])
+    weights["reference.energies"] = np.array([-1.5, -3.5])
+    weights["scale"] = np.array([0.7])
+    return Potential(spec, weights, precision)
+
+
+def labelled(n, seed=0):
+    """Frames with exact labels from pairwise springs: smooth, short-ranged and quickly learnt."""
+    frames = crystal(n, seed)
+    pairs = neighbour_list(frames, 3.6)
+    r = pairs.vectors(frames.positions)
+    d = np.linalg.norm(r, axis=1)
+    u = (3.6 - d) ** 2
+    pull = (-2 * (3.6 - d) / d)[:, None] * r  # dE/dr of each directed pair; each bond is there twice
+    frame = pairs.idx_i // frames.n_atoms
+    energy = np.bincount(frame, 0.5 * u, len(frames)) - 5.0 * 4
+    forces = np.zeros((n * 8, 3))
+    np.add.at(forces, pairs.idx_i, pull)
+    stress = np.zeros((n, 3, 3))
+    np.add.at(stress, frame, 0.5 * r[:, :, None] * pull[:, None, :])
+    return frames.with_(energy=energy, forces=forces.reshape(n, 8, 3), stress=stress / frames.volume[:, None, None])
+
+
+# --- the descriptor
+
+
+def test_each_pair_once_gives_schnetpacks_own_representation():
+    spk = load_schnetpack()
+    frames = crystal()
+    ours = schnet(16, 2, 4.0, seed=3).double()
+    theirs = spk.representation.SchNet(16, 2, spk.nn.GaussianRBF(20, 4.0), spk.nn.CosineCutoff(4.0)).double()
+    theirs.load_state_dict(ours.state_dict())
+    pairs = neighbour_list(frames, 4.0)
+    half = half_pairs(pairs)
+    assert half.sum() * 2 == len(pairs)
+
+    def run(model, keep):
+        p = spk.properties
+        inputs = {
+            p.Z: torch.as_tensor(frames.numbers.ravel().astype(int)),
+            p.Rij: torch.as_tensor(pairs.vectors(frames.positions)[keep]),
+            p.idx_i: torch.as_tensor(pairs.idx_i[keep]),
+            p.idx_j: torch.as_tensor(pairs.idx_j[keep]),
+        }
+        return model(inputs)["scalar_representation"].detach().numpy()
+
+    np.testing.assert_allclose(run(ours, half), run(theirs, slice(None)), atol=1e-10)
+
+
+@pytest.mark.parametrize(("pooling", "d"), [("mean", 16), ("species", 64)])
+def test_descriptor_is_seeded_and_does_not_see_order_place_or_company(pooling, d):
+    frames = crystal(4, size=(2, 2, 2))
+
+    def make(seed):
+        return Descriptor([17, 11], features=16, interactions=2, cutoff=4.0, seed=seed, pooling=pooling)
+
+    x = make(1)(frames)
+    assert x.shape == (4, d) == (4, make(1).dimension)
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, make(1)(frames))
+    assert np.abs(x - make(2)(frames)).max() > 0.01
+    order = np.random.default_rng(0).permutation(64)
+    moved = frames.with_(numbers=frames.numbers[:, order], positions=frames.positions[:, order] + 1.7)
+    np.testing.assert_allclose(make(1)(moved), x, atol=2e-5)
+    np.testing.assert_allclose(make(1)(frames[2:3]), x[2:3], atol=2e-5)
+    assert np.abs(x[0] - x[1]).max() > 1e-3
+
+
+def test_descriptor_does_not_touch_the_global_random_numbers():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    Descriptor([11], features=8, interactions=1)
+    torch.testing.assert_close(torch.rand(3), expected)
+
+
+def test_pooling_by_species_is_mean_and_deviation():
+    d = Descriptor([11, 17], features=2, interactions=1, cutoff=3.0)
+    numbers = np.array([[11, 11, 17, 17]])
+    atoms = np.array([[[1.0, 2], [3, 2], [5, 0], [5, 4]]], dtype=np.float32)
+    np.testing.assert_allclose(d._pool(numbers, atoms), [[2, 2, 1, 0, 5, 2, 0, 2]])
+
+
+def test_descriptor_says_what_it_cannot_do():
+    with pytest.raises(InputError, match="species"):
+        Descriptor([11], pooling="atoms")
+    with pytest.raises(EngineError, match=r"knows Na, .* hold Cl"):
+        Descriptor([11], features=8, interactions=1)(crystal(1))
+
+
+# --- the potential
+
+
+def test_forces_and_stress_are_derivatives_of_the_energy():
+    potential = untrained()
+    frame = crystal(1, seed=4)
+    _, forces, stress = potential.evaluate(frame)
+    h = 1e-4
+
+    def energy(positions, cell):
+        return potential.evaluate(Frames.build(frame.numbers, positions, cell))[0][0]
+
+    numeric = np.zeros((8, 3))
+    for i in range(8):
+        for c in range(3):
+            step = np.zeros((1, 8, 3))
+            step[0, i, c] = h
+            up, down = (energy(frame.positions + s * step, frame.cell) for s in (1, -1))
+            numeric[i, c] = -(up - down) / (2 * h)
+    scale = np.abs(numeric).max()
+    np.testing.assert_allclose(forces[0] / scale, numeric / scale, atol=1e-5)
+    strained = np.zeros((3, 3))
+    for a in range(3):
+        for b in range(3):
+            strain = np.zeros((3, 3))
+            strain[a, b] += h / 2
+            strain[b, a] += h / 2
+            up, down = (
+                energy(frame.positions @ (np.eye(3) + s * strain), frame.cell @ (np.eye(3) + s * strain))
+                for s in (1, -1)
+            )
+            strained[a, b] = (up - down) / (2 * h) / frame.volume[0]
+    scale = np.abs(strained).max()
+    assert scale > 1e-6
+    np.testing.assert_allclose(stress[0] / scale, strained / scale, atol=1e-5)
+
+
+def test_the_same_as_schnetpacks_strain_and_forces():
+    potential = untrained()
+    frames = crystal(3)
+    spk = load_schnetpack()
+    p = spk.properties
+    pairs = neighbour_list(frames, 4.0)
+    half = half_pairs(pairs)
+    inputs = {
+        p.Z: torch.as_tensor(frames.numbers.ravel().astype(int)),
+        p.R: torch.tensor(frames.positions.reshape(-1, 3)),
+        p.cell: torch.tensor(frames.cell),
+        p.offsets: torch.tensor(pairs.offsets[half]),
+        p.idx_i: torch.as_tensor(pairs.idx_i[half]),
+        p.idx_j: torch.as_tensor(pairs.idx_j[half]),
+        p.idx_m: torch.arange(3).repeat_interleave(8),
+        p.n_atoms: torch.full((3,), 8),
+    }
+    theirs = network(SPEC, 0).double().eval()(inputs)
+    energy, forces, stress = potential.evaluate(frames)
+    np.testing.assert_allclose(energy, theirs[p.energy].detach() * 0.7 - 5.0 * 4, atol=1e-10)
+    np.testing.assert_allclose(forces.reshape(-1, 3), theirs[p.forces] * 0.7, atol=1e-10)
+    np.testing.assert_allclose(stress, theirs[p.stress].detach() * 0.7, atol=1e-10)
+
+
+def test_in_chunks_one_by_one_and_as_a_larger_cell():
+    potential = untrained(precision="float32")
+    frames = crystal(40, size=(2, 2, 2))  # several chunks
+    energy, forces, stress = potential.evaluate(frames)
+    for k in (0, 17, 39):
+        one = potential.evaluate(frames[[k]])
+        np.testing.assert_allclose(one[0], energy[[k]], rtol=1e-6)
+        np.testing.assert_allclose(one[1][0], forces[k], atol=2e-5)
+        np.testing.assert_allclose(one[2][0], stress[k], atol=2e-6)
+    np.testing.assert_allclose(potential.atomic_energies(frames).sum(axis=1), energy)
+    doubled = Frames.from_ase([a.repeat((2, 1, 1)) for a in frames[:1].to_ase()])
+    np.testing.assert_allclose(potential.evaluate(doubled)[0], 2 * energy[:1], rtol=1e-6)
+
+
+def test_calculator_gives_what_evaluate_gives():
+    potential = untrained()
+    frames = crystal(1)
+    atoms = frames.to_ase()[0]
+    atoms.calc = potential.calculator()
+    energy, forces, stress = potential.evaluate(frames)
+    assert atoms.get_potential_energy() == pytest.approx(energy[0])
+    np.testing.assert_allclose(atoms.get_forces(), forces[0])
+    np.testing.assert_allclose(atoms.get_stress(voigt=False), stress[0], atol=1e-12)
+
+
+def test_committee_is_mean_and_deviation():
+    members = [untrained(seed=s) for s in range(3)]
+    committee = Committee(members)
+    frames = crystal(2)
+    mean, std = committee.evaluate_std(frames)
+    each = [m.evaluate(frames) for m in members]
+    for k in range(3):
+        np.testing.assert_allclose(mean[k], np.mean([e[k] for e in each], axis=0))
+        np.testing.assert_allclose(std[k], np.std([e[k] for e in each], axis=0), atol=1e-12)
+        np.testing.assert_allclose(committee.evaluate(frames)[k], mean[k])
+    assert std[1].min() > 0
+    atomic = np.std([m.atomic_energies(frames) for m in members], axis=0)
+    np.testing.assert_allclose(committee.atomic_std(frames), atomic)
+    atoms = frames.to_ase()[0]
+    atoms.calc = committee.calculator()
+    np.testing.assert_allclose(atoms.get_forces(), mean[1][0])
+    with pytest.raises(EngineError, match="at least one"):
+        Committee([])
+
+
+def test_unknown_species_and_broken_frames_are_refused():
+    frames = crystal(1)
+    numbers = frames.numbers.copy()
+    numbers[0, 0] = 19
+    with pytest.raises(EngineError, match=r"knows Na, Cl.* hold K"):
+        untrained().evaluate(frames.with_(numbers=numbers))
+    with pytest.raises(Unphysical, match="not finite"):
+        untrained().evaluate(frames.with_(positions=frames.positions * np.nan))
+
+
+def test_file_carries_everything_and_is_read_without_pickle(tmp_path):
+    potential = untrained(precision="float32")
+    potential.export(tmp_path / "model.pt")
+    data = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert data["cutoff"] == 4.0
+    assert data["species"] == [11, 17]
+    assert data["units"]["stress"].startswith("eV/Å^3")
+    assert data["reference_energies"] == {11: -1.5, 17: -3.5}
+    assert data["spec"] == SPEC
+    again = Potential.load(tmp_path / "model.pt")
+    for a, b in zip(again.evaluate(crystal()), potential.evaluate(crystal()), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_that_is_no_potential_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save({"format": 1, "spec": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"format": 99}, tmp_path / "old.pt")
+    for name in ("evil", "text", "old"):
+        with pytest.raises(EngineError, match=f"{name}.pt .*export the model again"):
+            Potential.load(tmp_path / f"{name}.pt")
+
+
+# --- training
+
+
+def test_training_learns_energy_forces_and_stress():
+    spec = {**SPEC, "epochs": 60, "batch": 2, "rate": 5e-3}
+    seen = []
+    weights, summary = train([labelled(12), labelled(10, seed=5)], spec, 1, seen.append)
+    assert [s["epoch"] for s in seen] == list(range(1, 61))
+    assert set(seen[0]) == {"epoch", "loss", "force_rmse"}
+    assert summary["train_frames"] == 20
+    assert summary["held_back"] == 2
+    assert summary["species"] == [11, 17]
+    assert min(s["force_rmse"] for s in seen) <= summary["force_rmse"]
+    test = labelled(10, seed=9)
+    energy, forces, stress = Potential(spec, weights).evaluate(test)
+    assert np.std(forces - test.forces) < 0.15 * np.std(test.forces)
+    assert np.std(stress - test.stress) < 0.15 * np.std(test.stress)
+    assert np.sqrt(np.mean((energy - test.energy) ** 2)) < 0.35 * np.std(test.energy)
+
+
+def test_same_seed_same_weights_and_another_seed_others():
+    spec = {**SPEC, "epochs": 2}
+    a, b, c = (train([labelled(4)], spec, seed)[0] for seed in (0, 0, 1))
+    assert all(np.array_equal(a[k], b[k]) for k in a)
+    assert not all(np.array_equal(a[k], c[k]) for k in a)
+
+
+def test_a_single_frame_can_be_trained_on():
+    _, summary = train([labelled(1)], {**SPEC, "epochs": 1}, 0)
+    assert (summary["train_frames"], summary["held_back"]) == (1, 1)
+
+
+def test_frames_without_labels_are_refused_by_name():
+    frames = labelled(3)
+    stress = frames.stress.copy()
+    stress[1, 0, 0] = np.nan
+    with pytest.raises(EngineError, match=f"{frames.ids[1]} has no finite stress"):
+        train([frames.with_(stress=stress)], SPEC, 0)
+    with pytest.raises(EngineError, match="no labelled frames"):
+        train([], SPEC, 0)
+
+
+def test_reference_energies_where_compositions_differ_and_where_they_do_not():
+    numbers = [[11, 11, 17, 17], [11, 17, 17, 17], [11, 11, 11, 17]]
+    frames = Frames.build(numbers, np.zeros((3, 4, 3)), np.eye(3), energy=[2 * -1 + 2 * -4, -1 + 3 * -4, 3 * -1 - 4])
+    species, energies = reference_energies([frames])
+    np.testing.assert_array_equal(species, [11, 17])
+    np.testing.assert_allclose(energies, [-1, -4])
+    salt = Frames.build([11, 17], np.zeros((2, 2, 3)), np.eye(3), energy=[-8.0, -6.0])
+    np.testing.assert_allclose(reference_energies([salt])[1], [-3.5, -3.5])
+
+
+def test_an_isolated_atom_has_its_reference_energy_and_no_force():
+    potential = untrained()
+    lone = Frames.build([11], [[[0.0, 0, 0]]], np.eye(3) * 30)
+    energy, forces, stress = potential.evaluate(lone)
+    assert np.isfinite(energy).all()
+    assert not forces.any()
+    assert not stress.any()
