@@ -52,7 +52,7 @@ def load_schnetpack() -> Any:
 
 
 def schnet(features: int, interactions: int, cutoff: float, seed: int) -> Any:
-    """Return a seeded SchNet representation that takes every pair once (see :func:`half_pairs`).
+    """Return a seeded SchNet representation that takes every pair once (see ``Neighbours.half``).
 
     The filter of a pair depends on its length alone, so it serves i -> j and j -> i. The weights are those of
     SchNetPack's ``SchNet``, and so are the results on the full list.
@@ -107,13 +107,6 @@ def network(spec: Mapping[str, Any], seed: int) -> Any:
         input_modules=[spk.atomistic.Strain(), spk.atomistic.PairwiseDistances()],
         output_modules=[energy, spk.atomistic.Forces(calc_stress=True)],
     )
-
-
-def half_pairs(pairs: Neighbours) -> Array:
-    """Return the mask (E,) of pairs that stand for both directions: i < j, or one of an atom's two mirror images."""
-    a, b, c = pairs.shifts.T
-    ahead = (a > 0) | ((a == 0) & ((b > 0) | ((b == 0) & (c > 0))))
-    return np.asarray((pairs.idx_i < pairs.idx_j) | ((pairs.idx_i == pairs.idx_j) & ahead))
 
 
 def chunks(frames: Frames) -> Iterator[slice]:
@@ -201,7 +194,7 @@ def _inputs(frames: Frames, cutoff: float, dtype: Any = None, pairs: Neighbours 
     properties = load_schnetpack().properties
     if pairs is None:
         pairs = neighbour_list(frames, cutoff)
-    half = half_pairs(pairs)
+    half = pairs.half
     i, j = pairs.idx_i[half], pairs.idx_j[half]
     x = frames.positions.reshape(-1, 3)
     # in float64 up to here: the rounding of float32 then does not depend on where the atoms sit

@@ -47,7 +47,7 @@ class ParslRunner:
         used = {site.executor_for(stage) for stage in ("sample", "select", "label", "train", "validate")}
         executors = [_executor(site, name, token) for name in sorted(used)]
         self._kernel = DataFlowKernel(
-            Config(executors=executors, run_dir=str(logs), retries=0, app_cache=False, strategy="simple")
+            Config(executors=executors, run_dir=str(logs), retries=0, strategy="simple")
         )
 
     def submit(self, task: Task, context: Context) -> None:

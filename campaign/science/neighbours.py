@@ -35,6 +35,13 @@ class Neighbours:
     def __len__(self) -> int:
         return int(self.idx_i.shape[0])
 
+    @property
+    def half(self) -> Array:
+        """(E,) mask of pairs that stand for both directions: i < j, or one of an atom's two mirror images."""
+        a, b, c = self.shifts.T
+        ahead = (a > 0) | ((a == 0) & ((b > 0) | ((b == 0) & (c > 0))))
+        return np.asarray((self.idx_i < self.idx_j) | ((self.idx_i == self.idx_j) & ahead))
+
     def vectors(self, positions: Array) -> Array:
         """Return (E, 3) vectors from i to j for ``positions`` of shape (n, a, 3) or (n*a, 3), Å."""
         x = np.asarray(positions).reshape(-1, 3)

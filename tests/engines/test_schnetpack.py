@@ -5,7 +5,7 @@ import pytest
 import torch
 from ase.build import bulk
 
-from campaign.engines.schnetpack import Committee, Descriptor, Potential, half_pairs, load_schnetpack, network, schnet
+from campaign.engines.schnetpack import Committee, Descriptor, Potential, load_schnetpack, network, schnet
 from campaign.engines.schnetpack_train import reference_energies, train
 from campaign.errors import EngineError, InputError, Unphysical
 from campaign.frames import Frames
@@ -61,7 +61,7 @@ def test_each_pair_once_gives_schnetpacks_own_representation():
     theirs = spk.representation.SchNet(16, 2, spk.nn.GaussianRBF(20, 4.0), spk.nn.CosineCutoff(4.0)).double()
     theirs.load_state_dict(ours.state_dict())
     pairs = neighbour_list(frames, 4.0)
-    half = half_pairs(pairs)
+    half = pairs.half
     assert half.sum() * 2 == len(pairs)
 
     def run(model, keep):
@@ -161,7 +161,7 @@ def test_the_same_as_schnetpacks_strain_and_forces():
     spk = load_schnetpack()
     p = spk.properties
     pairs = neighbour_list(frames, 4.0)
-    half = half_pairs(pairs)
+    half = pairs.half
     inputs = {
         p.Z: torch.as_tensor(frames.numbers.ravel().astype(int)),
         p.R: torch.tensor(frames.positions.reshape(-1, 3)),
