@@ -109,6 +109,7 @@ def _drive(loaded: Any, site: Any, path: Path, until: str | None, retry: bool, i
     if problems:
         raise InputError(*problems)
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     _say(f"campaign {loaded.spec.name} in {path} on {site.name}")
     with LiveView() as view:
         status = run_campaign(loaded, site, path, Options(until, inline, retry, view))
@@ -117,8 +118,12 @@ def _drive(loaded: Any, site: Any, path: Path, until: str | None, retry: bool, i
     raise typer.Exit(MISSING if status["failures"] or (status["state"] != "done" and until is None) else DONE)
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, or a SIGTERM of the batch system. Not an Exception: nothing may swallow it."""
+
+
 def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 def _summary(status: dict[str, Any], path: Path) -> list[str]:
@@ -143,6 +148,7 @@ def status(
     """Show stages, tasks, frames, failures with their cause."""
     from campaign.pipeline import status_of
 
+    signal.signal(signal.SIGINT, _interrupt)
     while True:
         found = status_of(run)
         if json:
@@ -209,28 +215,21 @@ def _collect(problems: list[str], load: Any, *args: Any) -> Any:
 
 
 def main() -> None:
-    """Run the command line and turn errors into messages and exit codes."""
+    """Run the command line; turn errors into messages and exit codes. Wrong usage is 2, as Typer has it."""
     try:
-        app(standalone_mode=False)
+        app()
     except InputError as error:
         for problem in error.problems:
             _say(problem)
-        _leave(WRONG)
+        sys.exit(WRONG)
     except CampaignError as error:
         _say(str(error))
-        _leave(MISSING)
-    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(MISSING)
+    except _Interrupted:
         _say("Interrupted. Everything finished is kept; the same command continues.")
-        _leave(INTERRUPTED)
-    except typer.Exit as done:
-        _leave(done.exit_code)
-    except BrokenPipeError:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(DONE)
-
-
-def _leave(code: int) -> NoReturn:
-    sys.exit(code)
 
 
 if __name__ == "__main__":

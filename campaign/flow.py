@@ -1,7 +1,7 @@
 """The loop that drives the stages: plan what is possible, submit, take in what came back, retry or quarantine.
 
-There is no barrier: every stage is asked for what it can do now, each time something was finished. A task whose result is
-known from an earlier run is taken in without being run again, so a resume is nothing but the same loop.
+There is no barrier: every stage is asked for what it can do now, each time something was finished. A task whose result
+is known from an earlier run is taken in without being run again, so a resume is nothing but the same loop.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
 from campaign.errors import CampaignError, DiskFull
 from campaign.runtime.runner import Runner
 from campaign.stages.board import Board, Stage
@@ -223,7 +224,8 @@ class Flow:
             if failed > max(allowed, 1):
                 raise TooManyFailures(
                     f"{failed} tasks of stage {stage.name} failed for good, more than max_failed allows "
-                    f"({self._max_failed:g} of {stage.total(self.board)}). Everything finished is kept; see campaign status."
+                    f"({self._max_failed:g} of {stage.total(self.board)}). Everything finished is kept:"
+                    " see campaign status."
                 )
 
     # -- what the user sees ----------------------------------------------------------------------------------------
@@ -314,4 +316,3 @@ class Flow:
                     found = (path.stat().st_mtime, float(json.loads(lines[-1])["loss"]))
                     latest = max(latest or found, found)
         return latest[1] if latest else None
-

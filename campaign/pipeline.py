@@ -1,8 +1,8 @@
 """OPEN THIS FIRST: the whole campaign on one screen.
 
 A campaign file becomes stages. Each stage says which tasks are possible now (``plan``), a worker does one
-(``campaign.worker.run_task`` calls the stage's ``work``), and the stage takes the result in (``commit``). What one stage
-tells another stands on a board: shards of the pool, sets of chosen frames, labels, models.
+(``campaign.worker.run_task`` calls the stage's ``work``), and the stage takes the result in (``commit``). What one
+stage tells another stands on a board: shards of the pool, sets of chosen frames, labels, models.
 
     sample    walkers run segments of molecular dynamics; every finished segment is a shard of the pool
     select    one selector sees each shard once, in a fixed order, while sampling goes on

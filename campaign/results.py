@@ -59,22 +59,27 @@ def write_report(flow: Flow, run: Path, store: Store, status: dict[str, Json]) -
 
 
 def headline(folder: Path) -> list[str]:
-    """Return one line a validation, from ``RUN/validation``."""
-    lines = []
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
-        verdict = "pass" if result["pass"] else "FAIL"
-        if result["method"] == "errors":
-            for name, errors in result["sets"].items():
-                f = errors["forces"]
-                line = f"force RMSE {1e3 * f['rmse']:.1f} meV/Å, L4 {1e3 * f['l4']:.1f}, energy {1e3 * errors['energy']['rmse']:.2f} meV/atom"
-                lines.append(f"errors      {name:<12} {line} on {result['held_out']} held-out frames")
-            lines.append(f"errors      {verdict}: force RMSE at most {result['threshold']['forces']} eV/Å is asked")
-        elif result["method"] == "stability":
-            lines.append(f"stability   {verdict}: {result['reached']:g} of {result['time']:g} ps {result['ensemble'].upper()} at {result['temperature']:g} K")
-        else:
-            lines.append(f"{result['method']:<11} {verdict}: {result['headline']['worst']:.3f}, at most {result['threshold']:g} is asked")
-    return lines
+    """Return a line or more a validation, from ``RUN/validation``."""
+    return [line for path in sorted(folder.glob("*.json")) for line in _headline(json.loads(path.read_text()))]
+
+
+def _headline(result: dict[str, Json]) -> list[str]:
+    verdict = "pass" if result["pass"] else "FAIL"
+    limit = result.get("threshold")
+    if result["method"] == "errors":
+        lines = []
+        for name, errors in result["sets"].items():
+            rmse, l4, energy = errors["forces"]["rmse"], errors["forces"]["l4"], errors["energy"]["rmse"]
+            lines.append(
+                f"errors      {name:<12} force RMSE {1e3 * rmse:.1f} meV/Å, L4 {1e3 * l4:.1f}, "
+                f"energy {1e3 * energy:.2f} meV/atom on {result['held_out']} held-out frames"
+            )
+        return [*lines, f"errors      {verdict}: force RMSE at most {limit['forces']} eV/Å is asked"]
+    if result["method"] == "stability":
+        where = f"{result['ensemble'].upper()} at {result['temperature']:g} K"
+        return [f"stability   {verdict}: {result['reached']:g} of {result['time']:g} ps {where}"]
+    worst = result["headline"]["worst"]
+    return [f"{result['method']:<11} {verdict}: {worst:.3f}, at most {limit:g} is asked"]
 
 
 def _models(flow: Flow) -> list[str]:
@@ -159,8 +164,8 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
     store
         Its store.
     what
-        ``pool``, ``selected`` (the training set, labels of the cheap potential), ``labelled`` (the training set with its
-        labels) or ``rejected`` (refused by the selector or quarantined by the labeller, with the reason).
+        ``pool``, ``selected`` (the training set with the cheap potential's labels), ``labelled`` (the training set with
+        its labels) or ``rejected`` (refused by the selector or quarantined by the labeller, with the reason).
     to
         ``*.extxyz``, ``*.db`` or ``*.zarr``; it must not exist.
 

@@ -99,6 +99,7 @@ class Record(TypedDict):
     pid: int
     start: float  # seconds since the epoch
     seconds: float
+    phases: dict[str, float]  # seconds: load (libraries), work (the engine); the rest is storing
     versions: dict[str, str]
     result: dict[str, Json]  # small JSON summary; arrays are in the store
     disk_full: NotRequired[bool]
@@ -177,6 +178,7 @@ def new_record(task: Task, attempt: int) -> Record:
         pid=os.getpid(),
         start=time.time(),
         seconds=0.0,
+        phases={},
         versions={"python": platform.python_version()},
         result={},
     )

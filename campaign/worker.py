@@ -27,10 +27,14 @@ def run_task(task_json: dict[str, Json], context_json: dict[str, Json], **_sched
     task, context = Task.from_json(task_json), Context.from_json(context_json)
     record = new_record(task, context.attempt)
     try:
-        work = importlib.import_module(f"campaign.stages.{task.stage}").work
-        outcome = work(task, context)
+        stage = importlib.import_module(f"campaign.stages.{task.stage}")
+        if hasattr(stage, "load"):
+            stage.load(task)
+        loaded = time.time()
+        outcome = stage.work(task, context)
         record["result"] = outcome.summary
-        record["versions"] = outcome.versions
+        record["versions"] |= outcome.versions
+        record["phases"] = {"load": loaded - record["start"], "work": time.time() - loaded}
         record["seconds"] = time.time() - record["start"]
         if outcome.arrays is not None:
             from campaign.store.store import Store
@@ -57,9 +61,8 @@ def _fail(record: Record, cause: str, transient: bool) -> None:
 
 def _keep_traceback(task: Task, context: Context) -> None:
     """Keep the traceback of an unforeseen error with the task's files."""
+    import contextlib
     import traceback
 
-    try:
+    with contextlib.suppress(OSError):  # the record has the cause already
         (context.folder(task) / f"traceback-{context.attempt}.txt").write_text(traceback.format_exc())
-    except OSError:  # the record has the cause already
-        pass

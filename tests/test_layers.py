@@ -28,10 +28,12 @@ LAYERS = {
     "worker": 3,
     "report": 3,
     "flow": 4,
-    "pipeline": 5,
-    "cli": 6,
-    "remote": 6,
-    "__main__": 7,
+    "results": 5,
+    "plan": 5,
+    "pipeline": 6,
+    "cli": 7,
+    "remote": 7,
+    "__main__": 8,
 }
 #: Arrows within a layer: the nouns know each other, and the worker hands a task to its stage.
 SIDEWAYS = {("frames", "errors"), ("tasks", "errors"), ("frames", "tasks"), ("worker", "stages")}

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from campaign.config.load import Loaded, dump, load_campaign, load_site
     from campaign.config.site_checks import check_together
     from campaign.config.site_file import Executor, Site
-    from campaign.config.templates import site_names, site_path, template_names, template_path
+    from campaign.config.templates import copy_template, site_names, site_path, template_names, template_path
 
 _HOME = {
     "campaign_file": (
@@ -61,7 +61,7 @@ _HOME = {
     "load": "Loaded dump load_campaign load_site",
     "site_checks": "check_together",
     "site_file": "Executor Site",
-    "templates": "site_names site_path template_names template_path",
+    "templates": "copy_template site_names site_path template_names template_path",
 }
 
 __all__ = [
@@ -99,6 +99,7 @@ __all__ = [
     "Train",
     "Validate",
     "check_together",
+    "copy_template",
     "dump",
     "load_campaign",
     "load_site",

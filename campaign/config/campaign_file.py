@@ -131,7 +131,7 @@ class MolecularDynamics(Model):
     walkers: Count = Field(1, description="independent runs, each with its own seed")
     ranks: Count = Field(1, description="MPI ranks of each walker")
     steps: Count = Field(description="MD steps of each walker, after the preparation", examples=[200000])
-    timestep: Positive = Field(0.002, le=0.02, description="ps; 0.002 is usual, 0.02 the most")
+    timestep: Positive = Field(0.002, le=0.02, description="ps: 0.002 is usual, 0.02 the most")
     every: Count = Field(100, description="steps between kept frames")
     segment: Count = Field(64, description="frames in a segment, the unit of streaming and resume")
     thermostat: Positive = Field(0.1, description="damping time, ps")
@@ -308,7 +308,7 @@ class Stability(Model):
     temperature: Positive = Field(description="K", examples=[1400])
     pressure: Number = Field(1.0, description="bar; of npt only")
     time: Positive = Field(description="ps", examples=[100])
-    timestep: Positive = Field(0.002, le=0.02, description="ps; 0.002 is usual, 0.02 the most")
+    timestep: Positive = Field(0.002, le=0.02, description="ps: 0.002 is usual, 0.02 the most")
     every: Count = Field(10, description="steps between kept frames")
 
 

@@ -89,10 +89,20 @@ def _translate(error: ValidationError, root: type[Model], document: Document, no
         inside = any(q.path != path and q.path.startswith((path + ".", path + "[")) for q in places)
         if path in known or (item["type"] == "missing" and path in meant) or (item["type"] == "too_short" and inside):
             continue
+        if item["type"] != "missing":
+            item["input"] = _written(document.data, item["loc"])
         key, what, got, remedy = _say(place, item, not_yet)
         if key in known and key != path:
             continue
         yield Problem(document.line(key), key, what, got, remedy)
+
+
+def _written(data: Any, loc: tuple[str | int, ...]) -> Any:
+    """Return the value as it stands in the file: by the time of the error 5 may have become 5.0."""
+    for part in loc:
+        if isinstance(data, dict | list) and not (isinstance(part, str) and part.startswith("@") and part not in data):
+            data = data[part]  # type: ignore[index]
+    return data
 
 
 def _parent(path: str) -> str:
@@ -230,7 +240,7 @@ _SAY: dict[str, _Say] = {
     "less_than_equal": lambda c, _: ("the value is too large", f"write a number of at most {c['le']:g}"),
     "literal_error": lambda _, __: ("there is no such choice", ""),
     "string_type": _not_text,
-    "string_pattern_mismatch": lambda _, __: ("the text is not of the right form", "write it"),
+    "string_pattern_mismatch": lambda _, __: ("the text is not of the right form", "write another"),
     "string_too_short": lambda _, __: ("the text is empty", "write it"),
     "string_too_long": lambda c, _: ("the text is too long", f"write at most {c['max_length']} characters"),
     "tuple_type": lambda _, __: ("a list is needed", "write it in [ ] or as lines that start with '- '"),

@@ -59,3 +59,31 @@ def site_path(name: str) -> Path:
     if name not in site_names():
         raise InputError(f"site: there is no such site, got {name!r}; {suggest(name, site_names())}")
     return _folder("site_configs") / f"{name}.yaml"
+
+
+def copy_template(name: str, to: Path) -> list[Path]:
+    """Write a campaign template and the data files it names; return what was written.
+
+    Raises
+    ------
+    InputError
+        There is no such template, or a file that differs is in the way: nothing is written.
+    """
+    from campaign.config.load import load_campaign
+
+    source = template_path(name)
+    names = {source: to, **{path: to.parent / written for written, path in load_campaign(source).files.items()}}
+    blocked = [p for s, p in names.items() if p.exists() and (p == to or p.read_bytes() != s.read_bytes())]
+    if blocked:
+        raise InputError(
+            *(f"{p}: this file is there already; remove it or name another with -o" for p in blocked)
+        )
+    if not to.parent.is_dir():
+        raise InputError(f"{to}: there is no folder {to.parent}; make it first")
+    written = []
+    for path, target in names.items():
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+            written.append(target)
+    return written

@@ -60,11 +60,21 @@ class ToyCrystal:
         path.write_text(json.dumps({"model": "fake", "scale": self.scale}))
 
 
-def sample(task: Task, before: dict[str, Array] | None) -> Outcome:
-    """Return a segment of randomly displaced crystals; the random state is the checkpoint."""
+def sample(task: Task, before: dict[str, Array] | None, folder: Path) -> Outcome:
+    """Return a segment of randomly displaced crystals; the random state is the checkpoint.
+
+    Parameters
+    ----------
+    task
+        The segment.
+    before
+        The checkpoint of the segment before it; None for the first.
+    folder
+        Where the path of a structure file starts.
+    """
     p = task.params
     time.sleep(task.extra.get("delay", 0.0))
-    atoms = build_structure(p["structure"], Path())
+    atoms = build_structure(p["structure"], folder)
     count = int(before["count"][0]) if before is not None else 0
     rng = np.random.default_rng([p["seed"], *p["walker"], count])
     n, a = p["frames"], len(atoms)

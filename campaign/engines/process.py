@@ -1,7 +1,8 @@
-"""The one place where programs are started: a list of arguments, never a shell; the whole process tree ends together."""
+"""The one place where programs are started: a list of arguments, never a shell; the process tree ends together."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,17 +51,22 @@ def run(
                 raise EngineError(f"{command[0]} was stopped after {timeout:g} s; its files are in {folder}.") from None
             finally:
                 _end_tree(process)
-    except FileNotFoundError:
-        raise EngineError(f"{command[0]} was not found on this machine; correct the site's launch command.") from None
+    except (FileNotFoundError, PermissionError) as error:
+        if not folder.is_dir():
+            raise
+        what = "was not found" if isinstance(error, FileNotFoundError) else "may not be run"
+        raise EngineError(f"{command[0]} {what} on this machine; correct the site's launch command.") from None
     if code != 0:
-        raise EngineError(f"{command[0]} ended with exit code {code}: {_last_line(err) or _last_line(out)} ({folder})")
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
+        raise EngineError(f"{command[0]} ended with {how}: {_last_line(err) or _last_line(out)} ({folder})")
     return out.read_text(errors="replace")
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+    """Kill what is left of the program's process group, also where the program itself has ended."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def _last_line(path: Path) -> str:

@@ -72,10 +72,9 @@ def schnet(features: int, interactions: int, cutoff: float, seed: int) -> Any:
             for block in self.interactions:
                 filters = block.filter_network(expanded) * window
                 y = block.in2f(x)
-                into = scatter_add(y.index_select(0, j) * filters, i, dim_size=len(y)) + scatter_add(
-                    y.index_select(0, i) * filters, j, dim_size=len(y)
-                )
-                x = x + block.f2out(into)
+                to_i = scatter_add(y.index_select(0, j) * filters, i, dim_size=len(y))
+                to_j = scatter_add(y.index_select(0, i) * filters, j, dim_size=len(y))
+                x = x + block.f2out(to_i + to_j)
             inputs["scalar_representation"] = x
             return inputs
 

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "loss": {"energy": 0.01, "forces": 0.95, "stress": 0.04},
     "epochs": 200,
     "batch": 1,
-    "rate": 2e-3,
+    "rate": 5e-3,
 }
 #: Part of the frames held back to choose the best epoch.
 _HELD_BACK = 0.1
@@ -189,11 +189,11 @@ class _Training:
             self.optimizer,
             max_lr=spec["rate"],
             total_steps=steps,
-            pct_start=spec.get("warm", _WARM_UP),
+            pct_start=_WARM_UP,
             div_factor=10.0,
             final_div_factor=1e3,
         )
-        self.decay = spec.get("ema", _AVERAGE)
+        self.decay = _AVERAGE
         self.done = 0
 
     def step(self, batch: Tensors) -> float:

@@ -44,11 +44,8 @@ class ParslRunner:
         os.environ[TOKEN_VARIABLE] = token
         # Parsl finds interchange.py and process_worker_pool.py on PATH.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        used = {site.executor_for(stage) for stage in ("sample", "select", "label", "train", "validate")}
-        executors = [_executor(site, name, token) for name in sorted(used)]
-        self._kernel = DataFlowKernel(
-            Config(executors=executors, run_dir=str(logs), retries=0, strategy="simple")
-        )
+        config = Config(executors=executors(site, token), run_dir=str(logs), retries=0, strategy="simple")
+        self._kernel = DataFlowKernel(config)
 
     def submit(self, task: Task, context: Context) -> None:
         """Queue a task on its stage's executor; a lower priority number runs first."""
@@ -84,9 +81,16 @@ def _record_of(future: Future[Any], task: Task, context: Context, sent: float) -
         return future.result()  # type: ignore[no-any-return]
     # the work itself never raises, so this is the machine's doing: a worker or node lost, a block cancelled.
     record = new_record(task, context.attempt)
-    record.update(state="failed", transient=True, start=sent, seconds=time.time() - sent)
+    record["state"], record["transient"] = "failed", True
+    record["start"], record["seconds"] = sent, time.time() - sent
     record["cause"] = " ".join(f"{type(error).__name__}: {error}".split())
     return record
+
+
+def executors(site: Site, token: str) -> list[Any]:
+    """Return a HighThroughputExecutor for each of the site's executors that a stage uses."""
+    used = {site.executor_for(stage) for stage in ("sample", "select", "label", "train", "validate")}
+    return [_executor(site, name, token) for name in sorted(used)]
 
 
 def _executor(site: Site, name: str, token: str) -> Any:

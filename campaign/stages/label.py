@@ -1,4 +1,4 @@
-"""Labelling: one single point a frame, as soon as the frame is chosen; a failed one is quarantined, the rest goes on."""
+"""Labelling: one single point a frame, as soon as the frame is chosen; a failed one is quarantined, others go on."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ class Label:
     name = "label"
 
     def __init__(self, campaign: Campaign, digests: dict[str, str]) -> None:
+        from campaign.config import LammpsLabel
+
         assert campaign.label is not None
         spec = campaign.label.model_dump(mode="json")
         self._params: dict[str, Json] = {"engine": spec["engine"]}
         self._extra: dict[str, Json] = {}
         self._fail: set[int] = set()
-        if spec["engine"] == "lammps":
-            path = (campaign.label.potential or campaign.system.potential).lammps
+        if isinstance(campaign.label, LammpsLabel):
+            potential = campaign.label.potential or campaign.system.potential
+            assert potential is not None  # the campaign file is refused without it
+            path = potential.lammps
             self._params["potential"] = digests[path]
             self._extra["potential"] = path
         elif spec["engine"] == "ase":
@@ -46,6 +50,7 @@ class Label:
             self._extra["delay"] = spec["delay"]
         self.attempts: int = spec["attempts"]
         self._frame_of: dict[str, str] = {}
+        self._frames: set[str] = set()
         self._read: dict[str, int] = {}  # frames taken from each set so far
 
     def plan(self, board: Board) -> Iterator[Task]:
@@ -56,17 +61,18 @@ class Label:
             fresh.extend((number, frame, priority) for number, frame in enumerate(chosen.chosen[start:], start))
             self._read[chosen.name] = len(chosen.chosen)
         for number, frame, priority in fresh:
+            if frame in self._frames:  # it is in another set too
+                continue
+            self._frames.add(frame)
             source, index = parse_frame_id(frame)
             params = {**self._params, "frame": index}
             if priority == 0 and number in self._fail:
                 params["fail"] = True
             name = f"{self._params['engine']}/{frame}"
-            task = Task(
-                "label", name, params, (source,), VERSION, priority=2 + (priority > 0), extra={**self._extra, "id": frame}
-            )
-            if task.id not in self._frame_of:
-                self._frame_of[task.id] = frame
-                yield task
+            extra = {**self._extra, "id": frame}
+            task = Task("label", name, params, (source,), VERSION, priority=2 + (priority > 0), extra=extra)
+            self._frame_of[task.id] = frame
+            yield task
 
     def commit(self, record: Record, board: Board) -> None:
         """Note the frame's label, or that it has none."""

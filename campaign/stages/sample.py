@@ -34,6 +34,7 @@ class Sample:
     """
 
     name = "sample"
+    attempts = 2  # the second at half the time step
 
     def __init__(self, campaign: Campaign, digests: dict[str, str]) -> None:
         self.chains = [
@@ -144,7 +145,7 @@ def work(task: Task, context: Context) -> Outcome:
     if task.params["method"] == "fake":
         from campaign.engines.fake import sample
 
-        return sample(task, before)
+        return sample(task, before, context.run)
     return _lammps_segment(task, context, before)
 
 

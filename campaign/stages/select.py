@@ -57,7 +57,11 @@ class Select:
         """Yield the chain's next task when its shard is there; then the draws, when the pool is complete."""
         for chosen in self.sets:
             board.sets.setdefault(chosen.name, chosen)
-        if self._streams and not self._waiting:
+        if board.sampled and not any(s.state == "ready" for s in board.shards):
+            for chosen in self.sets:  # every walker was lost at once: there is nothing to pick from
+                chosen.closed = True
+            return
+        if self._streams and self.method not in self._waiting.values():
             yield from self._next_of_stream(board)
         if board.sampled:
             yield from self._draws(board)
@@ -97,7 +101,7 @@ class Select:
         """Yield the random draws: those for training first; the test set leaves out all of them."""
         shards = [s.task.id for s in board.shards if s.state == "ready"]
         for number, chosen in enumerate(self.sets):
-            if (self._streams and number == 0) or chosen.name in self._planned or not shards:
+            if (self._streams and number == 0) or chosen.name in self._planned:
                 continue
             avoid = [s for s in self.sets if s.train] if chosen.name == HELD_OUT else []
             if not all(s.closed for s in avoid):
@@ -118,8 +122,10 @@ class Select:
         """Add the frames that became final to their set."""
         chosen = board.sets[self._waiting.pop(record["task"])]
         if record["state"] != "done":
-            chosen.closed = self._broken = True
-            self._position = len(board.shards)
+            chosen.closed = True
+            if self._streams and chosen is self.sets[0]:
+                self._broken = True
+                self._position = len(board.shards)
             return
         if self._streams and chosen is self.sets[0]:
             self.stream.append(record["task"])
@@ -139,8 +145,6 @@ class Select:
 
     def finished(self, board: Board) -> bool:
         """Tell whether every set is complete."""
-        if board.sampled and not any(s.state == "ready" for s in board.shards):
-            return True
         return board.sampled and all(s.closed for s in self.sets)
 
 
@@ -153,6 +157,14 @@ def _compared_sets(campaign: Campaign, size: int) -> list[FrameSet]:
                 found[RANDOM] = FrameSet(RANDOM, size, train=True)
             found[HELD_OUT] = FrameSet(HELD_OUT, test.held_out, train=False)
     return list(found.values())
+
+
+def load(task: Task) -> None:
+    """Load what the work needs, once a worker."""
+    if task.params["method"] != "draw":
+        from campaign.engines.schnetpack import load_schnetpack
+
+        load_schnetpack()
 
 
 def work(task: Task, context: Context) -> Outcome:
@@ -244,7 +256,8 @@ def _draw(task: Task, store: Store) -> Outcome:
             n = place.stop - place.start
             offered += n
             selector.offer(np.full(n, int(shard, 16), dtype="uint64"), np.arange(n), None, 0.0)
-        chosen, refused = [], []
+        chosen: list[tuple[int, int]] = []
+        refused: list[dict[str, str]] = []
         for t, i in selector.finish().chosen:
             name = frame_id(np.uint64(t), i)
             if name in avoid or len(chosen) == p["size"]:

@@ -79,13 +79,20 @@ class Train:
             board.trained.add(name)
 
     def total(self, board: Board) -> int:
-        """Return the number of models."""
-        empty = sum(not board.labelled(name) for name in self._open)
-        return self._members * (sum(s.train for s in board.sets.values()) - empty)
+        """Return the number of models: those planned, and those of the sets still to be labelled."""
+        return len(self._sets_of) + self._members * sum(s.train and n not in self._open for n, s in board.sets.items())
 
     def finished(self, board: Board) -> bool:
         """Tell whether every ensemble is settled."""
         return all(s.name in board.trained for s in board.sets.values() if s.train)
+
+
+def load(task: Task) -> None:
+    """Load what the work needs, once a worker."""
+    if task.params["model"] == "schnet":
+        from campaign.engines.schnetpack import load_schnetpack
+
+        load_schnetpack()
 
 
 def work(task: Task, context: Context) -> Outcome:

@@ -27,7 +27,7 @@ def load_model(store: Store, task: str) -> Model:
 
 
 def export_model(model: Model, folder: Path, name: str) -> Path:
-    """Write a model as ``folder/NAME.pt``, complete or not at all; it loads outside of campaign with ``weights_only``."""
+    """Write a model as ``folder/NAME.pt``, complete or not at all; it loads without campaign, with ``weights_only``."""
     folder.mkdir(exist_ok=True)
     path = model_path(folder, name)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign.engines.models import Mean, Model
+from campaign.engines.models import Mean
 from campaign.errors import EngineError
 from campaign.frames import Frames
 from campaign.science import criteria
@@ -22,6 +22,7 @@ from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign
+    from campaign.engines.lammps import Forces
     from campaign.store.store import Store
 
 VERSION = 1
@@ -68,18 +69,25 @@ class Validate:
                 yield from self._rdf(number, run)
 
     def _new(self, what: str, task: Task) -> Iterator[Task]:
-        if what not in self._ids:
-            self._ids[what] = task.id
+        if what in self._ids:
+            return
+        known = task.id in self._ids.values()  # a test that stands twice in the file is done once
+        self._ids[what] = task.id
+        if not known:
             yield task
 
     def _errors(self, number: int, board: Board) -> Iterator[Task]:
+        from campaign.config import Errors
+
         what = f"errors {number}"
         if what in self._ids or not (_all_trained(board) and board.set_settled(HELD_OUT)):
             return
         test = self._tests[number]
-        models = {s.name: board.models.get(s.name, []) for s in board.sets.values() if s.train}
+        assert isinstance(test, Errors)
+        trained = [s.name for s in board.sets.values() if s.train]
+        models = {name: board.models[name] for name in trained if board.models.get(name)}
         labels = [str(board.labels[f]) for f in board.labelled(HELD_OUT)]
-        if not labels or not all(models.values()):
+        if not labels or trained[0] not in models:  # without the set to compare with, the test still has its worth
             self._skipped.add(what)
             return
         params = {"method": "errors", "models": models, "threshold": test.threshold.model_dump(mode="json")}
@@ -144,16 +152,27 @@ class Validate:
         """Note that a test is settled."""
         self._settled[record["task"]] = record["state"]
 
+    def _expected(self) -> set[str]:
+        """Return what the campaign file asks for, and the reference runs that this needs."""
+        found, run = set(), -1
+        for number, test in enumerate(self._tests):
+            found.add(f"{'md' if test.method == 'stability' else test.method} {number}")
+            if test.method == "stability":
+                run = number
+            elif test.method == "rdf":
+                found.add(f"reference {run}")
+        return found
+
     def total(self, board: Board) -> int:
-        """Return the number of tasks."""
-        tests = [t.method for t in self._tests]
-        return len(tests) + min(1, tests.count("rdf"))
+        """Return the number of tasks, those that cannot be done included."""
+        whats = self._expected()
+        return len({self._ids[w] for w in whats if w in self._ids}) + sum(w not in self._ids for w in whats)
 
     def finished(self, board: Board) -> bool:
         """Tell whether every test is settled, or cannot be done for want of a model."""
         whats = set(self._ids) | self._skipped
-        expected = {f"{'md' if t.method == 'stability' else t.method} {k}" for k, t in enumerate(self._tests)}
-        return expected <= whats and all(i in self._settled for i in self._ids.values())
+        tests = {w for w in self._expected() if not w.startswith("reference")}
+        return tests <= whats and all(i in self._settled for i in self._ids.values())
 
 
 def _all_trained(board: Board) -> bool:
@@ -173,7 +192,7 @@ def work(task: Task, context: Context) -> Outcome:
 def _publish(result: dict[str, Json], arrays: dict[str, Any] | None = None) -> Outcome:
     """Return an outcome whose record is the headline and whose arrays hold the whole result as JSON text."""
     text = json.dumps(result, separators=(",", ":")).encode()
-    headline = {k: result[k] for k in ("method", "pass", "headline") if k in result}
+    headline: dict[str, Json] = {k: result[k] for k in ("method", "pass", "headline") if k in result}
     return Outcome(headline, {**(arrays or {}), "json": np.frombuffer(text, dtype="uint8")})
 
 
@@ -210,7 +229,7 @@ def _work_errors(task: Task, context: Context, store: Store) -> Outcome:
         {
             "method": "errors",
             "pass": limit is None or rmse <= limit,
-            "headline": {name: {"force_rmse": s["forces"]["rmse"], "force_l4": s["forces"]["l4"]} for name, s in sets.items()},
+            "headline": {n: {f"force_{k}": s["forces"][k] for k in ("rmse", "l4")} for n, s in sets.items()},
             "threshold": task.params["threshold"],
             "held_out": sum(len(b) for b in blocks),
             "sets": sets,
@@ -237,7 +256,7 @@ def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
 
     p = task.params
     start = _nearest(store, p["start"], p["temperature"])
-    model: Model | None = None
+    model: Forces | None = None
     if p["method"] == "stability":
         model = Mean(load_models(store, p["models"]))
     elif "potential" not in task.extra:  # a campaign of fakes has no reference but the toy crystal
@@ -250,11 +269,10 @@ def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
     pressure = p["pressure"] if p["ensemble"] == "npt" else None
     span = (float(p["temperature"]),) * 2
     segment = lammps.Segment(frames, p["every"], 0, p["timestep"], span, pressure)
-    x, cell, _ = lammps.to_lammps(start.positions[0], start.cell[0])
     seed = int(np.random.SeedSequence(p["seed"]).generate_state(1)[0])
     failure = ""
     try:
-        begin = lammps.Start(start.numbers[0], x, cell, seed)
+        begin = lammps.Start(start.numbers[0], start.positions[0], start.cell[0], seed)
         arrays, _checkpoint = lammps.run_segment(potential, segment, begin, model)
     except EngineError as error:  # the failure is the finding
         if p["method"] == "reference" or error.frames is None:

@@ -1,0 +1,1 @@
+"""The run directory: Zarr frames, the ledger, the lock."""

@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,23 +53,26 @@ def _zarr(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
 
     root = zarr.create_group(to, zarr_format=3, attributes={"writer": "campaign", "units": "eV, Å, K, bar"})
     count = 0
+    written: dict[str, zarr.Array[Any]] = {}
     for block in blocks:
-        name = f"atoms-{block.n_atoms}"
-        group = root.require_group(name)
         for key, value in block.arrays():
-            if key in group:
-                group[key].append(value)
+            name = f"atoms-{block.n_atoms}/{key}"
+            if name in written:
+                written[name].append(value)
             else:
                 rows = max(1, 2**22 // max(1, value[:1].nbytes))
-                group.create_array(
-                    key, shape=value.shape, dtype=value.dtype, chunks=(rows, *value.shape[1:]), compressors=None
-                )[...] = value
+                written[name] = root.create_array(
+                    name, shape=value.shape, dtype=value.dtype, chunks=(rows, *value.shape[1:]), compressors=None
+                )
+                written[name][...] = value
         count += len(block)
     root.attrs["reasons"] = dict(reasons)
     return count
 
 
-def _aside(writer: Callable[[Iterator[Frames], Path, Reasons], int]) -> Callable[[Iterator[Frames], Path, Reasons], int]:
+def _aside(
+    writer: Callable[[Iterator[Frames], Path, Reasons], int],
+) -> Callable[[Iterator[Frames], Path, Reasons], int]:
     """Make a writer write aside and rename, so that a file with the asked name is always whole."""
 
     def write(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:

@@ -6,7 +6,6 @@ import base64
 import fcntl
 import json
 import os
-import shutil
 import socket
 import time
 import uuid
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from campaign.errors import InputError, Locked
+from campaign.errors import InputError, Locked, StoreError
 from campaign.store import groups
 from campaign.store.ledger import Ledger, read_ledger
 from campaign.store.store import Store
@@ -43,13 +42,21 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.path / "driver.lock", self.token)
-            self.store = Store(self.path / "run.zarr")
-            shutil.rmtree(self.path / "tmp", ignore_errors=True)
-            self.ledger = Ledger(self.path / "ledger.jsonl")
         except OSError as error:
             raise groups.translate(error, self.path) from error
-        for name in ("tasks", "models", "validation", "logs"):
-            (self.path / name).mkdir(exist_ok=True)
+        try:
+            self.store = Store(self.path / "run.zarr")
+            for left in self.store.aside.glob("*"):
+                groups.discard(left, self.store.aside)
+            for name in ("tasks", "models", "validation", "logs"):
+                (self.path / name).mkdir(exist_ok=True)
+            self.ledger = Ledger(self.path / "ledger.jsonl")
+        except OSError as error:
+            os.close(self._lock)
+            raise groups.translate(error, self.path) from error
+        except StoreError:
+            os.close(self._lock)
+            raise
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -69,16 +76,13 @@ class RunDirectory:
             Path (relative, as the spec names it) to content.
         """
         try:
-            for name, content in {**files, "campaign.yaml": spec.encode(), "site.yaml": site.encode()}.items():
-                path = self.path / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _replace(path, content)
             packed = {name: base64.b64encode(content).decode() for name, content in files.items()}
             attributes = {"spec": spec, "site": site, "files": packed}
             meta = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
             folder = self.store.path / "campaign"
             folder.mkdir(exist_ok=True)
             _replace(folder / groups.META, json.dumps(meta).encode())
+            _write_all(self.path, spec, site, files)
         except OSError as error:
             raise groups.translate(error, self.path) from error
 
@@ -113,6 +117,14 @@ class RunDirectory:
         return done, quarantined, attempts
 
 
+def _write_all(run: Path, spec: str, site: str, files: Mapping[str, bytes]) -> None:
+    """Write a run's inputs; ``campaign.yaml`` last: where it is, all the others are."""
+    for name, content in {**files, "site.yaml": site.encode(), "campaign.yaml": spec.encode()}.items():
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+
+
 def _replace(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with aside.open("wb") as file:
@@ -120,6 +132,7 @@ def _replace(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
+    groups.flush(path.parent)
 
 
 def _take_lock(path: Path, token: str) -> int:
@@ -208,14 +221,17 @@ def open_existing(path: Path) -> Path:
     inputs = run / "run.zarr" / "campaign"
     if not (inputs / groups.META).exists():
         raise InputError(f"{path} is not a run directory: it has neither campaign.yaml nor run.zarr.")
-    attributes = groups.attributes(inputs)
-    texts = {"campaign.yaml": attributes["spec"].encode(), "site.yaml": attributes["site"].encode()}
-    for name, content in {k: base64.b64decode(v) for k, v in attributes["files"].items()}.items():
-        target = (run / name).resolve()
-        if not target.is_relative_to(run):
+    try:
+        attributes = groups.attributes(inputs)
+        files = {k: base64.b64decode(v, validate=True) for k, v in attributes["files"].items()}
+        spec, site = str(attributes["spec"]), str(attributes["site"])
+    except (KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{inputs} does not hold a campaign's inputs ({error!r}); restore it from a copy.") from error
+    for name in files:
+        if not (run / name).resolve().is_relative_to(run):
             raise InputError(f"{inputs} names a file outside the run directory ({name}); it is not restored.")
-        texts[name] = content
-    for name, content in texts.items():
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        _replace(run / name, content)
+    try:
+        _write_all(run, spec, site, files)
+    except OSError as error:
+        raise groups.translate(error, run) from error
     return run

@@ -1,12 +1,13 @@
 """The Zarr store of a run: what is finished, and everything a resume needs.
 
-``run.zarr/KIND/ID`` is the result of task ID (``groups.py``). When a run has nothing in flight, the many small groups of
-a kind are packed into a few large ones, ``run.zarr/KIND/pack-…``, so that parallel file systems survive 10^7 frames.
+``run.zarr/KIND/ID`` is the result of task ID (``groups.py``). When a run has nothing in flight, the many small groups
+of a kind are packed into a few large ones, ``run.zarr/KIND/pack-…``, so that parallel file systems survive 10^7 frames.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ QUARANTINE = "quarantined"
 #: Names of groups that are not the result of one task.
 PACK, CHECKPOINT = "pack-", "from-"
 
-#: Frames in a packed group, at most.
-PACK_FRAMES = 65536
+#: Frames and bytes in a packed group, at most: packing holds twice that in memory.
+PACK_FRAMES, PACK_BYTES = 65536, 2**28
 
 FRAME_ARRAYS = tuple(LAYOUT)
 
@@ -191,25 +192,39 @@ class Store:
 
     def release(self, task: str) -> None:
         """Forget that a task failed, so that it is tried again."""
-        shutil.rmtree(self.path / QUARANTINE / task, ignore_errors=True)
+        self._discard(self.path / QUARANTINE / task)
+
+    def _discard(self, path: Path) -> None:
+        try:
+            groups.discard(path, self.aside)
+        except OSError as error:
+            raise groups.translate(error, path) from error
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def arrays(self, stage: str, task: str, names: tuple[str, ...] = ()) -> dict[str, Array]:
         """Return arrays of a finished task (all of them, or those named)."""
-        place = self.locate(stage, task)
-        rows = slice(place.start, place.stop) if place.packed else None
-        return groups.read_arrays(place.path, names, rows)
+        return self._read(stage, task, names, None)
 
     def frames(self, stage: str, task: str, index: Sequence[int] | None = None) -> Frames:
-        """Return the frames of a finished task, or those at ``index``, as a block."""
+        """Return the frames of a finished task, or those at ``index``, as a block.
+
+        Raises
+        ------
+        StoreError
+            The store has no such task, or the task no such frame.
+        """
+        return Frames(**self._read(stage, task, FRAME_ARRAYS, index))
+
+    def _read(self, stage: str, task: str, names: tuple[str, ...], index: Sequence[int] | None) -> dict[str, Array]:
         place = self.locate(stage, task)
-        rows: slice | Array | None
-        if index is None:
-            rows = slice(place.start, place.stop) if place.packed else None
-        else:
-            rows = np.asarray(index, dtype=int) + place.start
-        return Frames(**groups.read_arrays(place.path, FRAME_ARRAYS, rows))
+        try:
+            return groups.read_arrays(place.path, names, _rows_of(place, index))
+        except StoreError:
+            if place.path.exists():
+                raise
+            place = self.locate(stage, task)  # a driver packed it while it was read
+            return groups.read_arrays(place.path, names, _rows_of(place, index))
 
     def collect(self, stage: str, ids: Sequence[str], by: Mapping[str, str] | None = None) -> list[Frames]:
         """Return frames by id, in blocks of equal atom count, in the order asked for within each block.
@@ -263,13 +278,17 @@ class Store:
         int
             How many groups were packed.
         """
+        kind = self.path / KINDS[stage]
+        for path in groups.subgroups(kind):
+            if path.name.startswith(PACK):
+                self._index_pack(path)
         packed = 0
         batch = _Batch()
         for chain in chains:
             for task in chain:
                 place = self.locate(stage, task)
                 if place.packed:
-                    shutil.rmtree(self.path / KINDS[stage] / task, ignore_errors=True)
+                    self._discard(kind / task)
                 elif place.stop > place.start:
                     arrays = groups.read_arrays(place.path)
                     if not batch.takes(arrays):
@@ -279,7 +298,7 @@ class Store:
         packed += self._publish_pack(stage, batch)
         for chain in chains:
             for task in chain[:-1]:
-                shutil.rmtree(self._checkpoint(task), ignore_errors=True)
+                self._discard(self._checkpoint(task))
         return packed
 
     def _publish_pack(self, stage: str, batch: _Batch) -> int:
@@ -292,30 +311,33 @@ class Store:
         groups.publish(path, self.aside, joined, {"tasks": table})
         for name in names:
             self._places.pop(name, None)
-            shutil.rmtree(self.path / KINDS[stage] / name, ignore_errors=True)
+            self._discard(self.path / KINDS[stage] / name)
         self._index_pack(path)
         return len(names)
 
 
 class _Batch:
-    """Groups that go into one pack: the same arrays, and at most PACK_FRAMES rows."""
+    """Groups that go into one pack: the same arrays, and at most PACK_FRAMES rows and PACK_BYTES."""
 
     def __init__(self) -> None:
         self.arrays: list[dict[str, Array]] = []
         self.places: list[Place] = []
-        self.rows = 0
+        self.rows = self.bytes = 0
 
     def takes(self, arrays: Mapping[str, Array]) -> bool:
         if not self.arrays:
             return True
         first = self.arrays[0]
-        same = first.keys() == arrays.keys() and all(first[k].shape[1:] == arrays[k].shape[1:] for k in first)
-        return same and self.rows + _rows(arrays) <= PACK_FRAMES
+        same = first.keys() == arrays.keys() and all(
+            first[k].shape[1:] == arrays[k].shape[1:] and first[k].dtype == arrays[k].dtype for k in first
+        )
+        return same and self.rows + _rows(arrays) <= PACK_FRAMES and self.bytes + _bytes(arrays) <= PACK_BYTES
 
     def add(self, arrays: dict[str, Array], place: Place) -> None:
         self.arrays.append(arrays)
         self.places.append(place)
         self.rows += _rows(arrays)
+        self.bytes += _bytes(arrays)
 
 
 def _rows(arrays: Mapping[str, Array]) -> int:
@@ -324,14 +346,34 @@ def _rows(arrays: Mapping[str, Array]) -> int:
     return lengths.pop() if len(lengths) == 1 and -1 not in lengths else 0
 
 
+def _bytes(arrays: Mapping[str, Array]) -> int:
+    return sum(a.nbytes for a in arrays.values())
+
+
+def _rows_of(place: Place, index: Sequence[int] | None) -> slice | Array | None:
+    """Return which rows of its group a task's frames are; a frame that is not there is never another task's."""
+    if index is None:
+        return slice(place.start, place.stop) if place.packed else None
+    rows = np.asarray(index, dtype=int)
+    count = place.stop - place.start
+    if rows.size and not (rows.min() >= 0 and rows.max() < count):
+        raise StoreError(f"Task {place.record['task']} has frames 0 to {count - 1}; {rows.tolist()} were asked for.")
+    return rows + place.start
+
+
 def _create(path: Path) -> None:
+    meta = {"zarr_format": 3, "node_type": "group", "attributes": {"schema": SCHEMA, "writer": "campaign"}}
+    work = path / ".zarr.json"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        work = path / ".zarr.json"
-        work.write_text(
-            f'{{"zarr_format": 3, "node_type": "group", "attributes": {{"schema": {SCHEMA}, "writer": "campaign"}}}}'
-        )
+        if any(name != work.name for name in os.listdir(path)):
+            raise SchemaError(
+                f"{path} has files in it but no {groups.META} of campaign's; name another folder with --root."
+            )
+        work.write_text(json.dumps(meta))
+        groups.flush(work)
         work.rename(path / groups.META)
+        groups.flush(path)
     except OSError as error:
         raise groups.translate(error, path) from error
 

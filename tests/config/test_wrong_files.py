@@ -54,7 +54,7 @@ CASES = {
     "synonym": Wrong("every: 100", "stride: 100", 11, "sample[0].stride", "100", "'every'"),
     "key like nothing here": Wrong("seed: 1", "zzz: 1", 2, "zzz", "1", "campaign, seed"),
     "missing key": Wrong("    steps: 20000\n", "", 7, "sample[0].steps", "nothing", "steps: 200000"),
-    "missing section": Wrong("campaign: nacl-rnd", "seed: 2", 2, "seed", "seed", "keep one"),
+    "key written twice": Wrong("campaign: nacl-rnd", "seed: 2", 2, "seed", "seed", "keep one"),
     "bad campaign name": Wrong("nacl-rnd", "NaCl rnd", 1, "campaign", "'NaCl rnd'", "lower-case"),
     "name is a number": Wrong("nacl-rnd", "12", 1, "campaign", "12", "quotes"),
     # Variants
@@ -97,7 +97,7 @@ CASES = {
     "no walkers": Wrong("walkers: 8", "walkers: 0", 9, "sample[0].walkers", "0", "at least 1"),
     "negative seed": Wrong("seed: 1", "seed: -1", 2, "seed", "-1", "at least 0"),
     "zero lattice constant": Wrong("a: 5.64", "a: 0", 4, "system.structure.a", "0", "greater than 0"),
-    "long time step": Wrong("every: 100", "timestep: 2", 11, "sample[0].timestep", "2", "at most 0.02 (ps"),
+    "long time step": Wrong("every: 100", "timestep: 2", 11, "sample[0].timestep", "2", "at most 0.02"),
     "negative temperature": Wrong("[1100, 1700]", "-5", 8, "sample[0].temperature", "-5", "write one temperature in K"),
     "three temperatures": Wrong("[1100, 1700]", "[1, 2, 3]", 8, "sample[0].temperature", "[1, 2, 3]", "[1100, 1700]"),
     "share above one": Wrong("seed: 1", "max_failed: 20", 2, "max_failed", "20", "at most 1"),
@@ -121,7 +121,7 @@ CASES = {
         "held_out: 200", "held_out: 2000", 18, "validate[0].held_out", "2000", "held_out: 1568"
     ),
     "all weights zero": Wrong(
-        "members: 2", "loss: {energy: 0, forces: 0, stress: 0}", 16, "train.loss", "0", "weight above 0"
+        "members: 2", "loss: {energy: 0, forces: 0, stress: 0}", 16, "train.loss", "{energy: 0", "weight above 0"
     ),
     # Physics and files
     "no such element": Wrong("[Na, Cl]", "[Na, CL]", 4, "system.structure.elements[1]", "'CL'", "'Cl'"),
@@ -218,13 +218,12 @@ def test_one_wrong_thing(folder: Path, case: Wrong) -> None:
     named = [p for p in problems if p.startswith(f"{case.line}: {case.key}: ")]
     assert len(named) == 1, problems
     got, _, remedy = named[0].partition(", got ")[2].rpartition("; ")
-    assert case.got in got
-    said = named[0]
-    assert case.remedy in remedy or case.remedy in said
+    assert got == case.got if case.got.replace(".", "").lstrip("-").isdigit() else case.got in got
+    assert case.remedy in remedy or case.remedy in named[0]
     assert remedy
 
 
-ALONE = set(CASES) - {"missing section", "misspelt word method", "second document"}
+ALONE = set(CASES) - {"key written twice", "misspelt word method", "second document"}
 
 
 @pytest.mark.parametrize("name", sorted(ALONE))

@@ -1,0 +1,217 @@
+"""SIGKILL at random moments over every stage, resumed each time: is anything lost, doubled, redone or different?
+
+A small real campaign (LAMMPS, RND, SchNetPack under Parsl) runs twice: once undisturbed, once killed again and again:
+the driver, a worker, or every process at once. The two runs are then compared frame by frame, bit by bit.
+
+    python benchmarks/kill.py --kills 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+from common import report
+
+from campaign.frames import LAYOUT
+from campaign.pipeline import survey
+from campaign.stages.trained import WEIGHTS
+from campaign.store.ledger import read_ledger
+from campaign.store.store import Store
+
+CAMPAIGN = """
+campaign: kill
+seed: 3
+system:
+  structure: {prototype: fcc, elements: [Ar], a: 5.4, supercell: [2, 2, 2]}
+  potential: {lammps: argon.lmp}
+sample:
+  - {method: npt, temperature: [60, 120], walkers: 3, steps: 24000, timestep: 0.004, every: 50, segment: 40}
+select: {method: rnd_stream, size: 12, representation: {model: schnet, features: 16, interactions: 1, cutoff: 5.0}}
+label: {engine: lammps}
+train: {model: schnet, members: 2, features: 16, interactions: 1, cutoff: 5.0, epochs: 60}
+validate:
+  - {method: errors, held_out: 20, against: [random], threshold: {forces: 1.0}}
+  - {method: stability, ensemble: nvt, temperature: 80, time: 1, timestep: 0.004}
+  - {method: rdf, cutoff: 5.0, threshold: 5.0}
+"""
+POTENTIAL = """# elements: Ar
+pair_style lj/cut 8.5
+pair_coeff 1 1 0.010325 3.405
+"""
+
+
+def start(folder: Path, root: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start (or continue) the campaign as a user would, in a process group of its own."""
+    command = [sys.executable, "-m", "campaign.cli", "run", str(folder / "kill.yaml"), "--root", str(folder / root)]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+
+
+def lines(run: Path) -> int:
+    """Return the number of lines in the ledger."""
+    path = run / "ledger.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return every process that belongs to a driver (its interchange and workers may have left its group)."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(process: subprocess.Popen[bytes], how: str, rng: random.Random) -> str:
+    """Kill the driver, one of its workers, or everything; return what was killed."""
+    children = family(process)
+    workers = [p for p in children if "process_worker_pool" in " ".join(_command(p)) or not p.children()]
+    if how == "worker" and workers:
+        rng.choice(workers).kill()
+        return "worker"
+    process.kill()
+    if how == "group":
+        for child in children:
+            try:
+                child.kill()
+            except psutil.NoSuchProcess:
+                continue
+    process.wait()
+    return how
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def disturbed(folder: Path, kills: int, expected: int, rng: random.Random) -> tuple[Counter[str], Counter[str], float]:
+    """Run the campaign, killing it ``kills`` times at random places of its ledger; return (how, where, seconds)."""
+    run = folder / "killed" / "kill"
+    places = sorted(rng.randrange(0, expected) for _ in range(kills))
+    modes = [("driver", "worker", "group")[k % 3] for k in range(kills)]
+    rng.shuffle(modes)
+    how: Counter[str] = Counter()
+    where: Counter[str] = Counter()
+    began = time.time()
+    process = start(folder, "killed", folder / "killed.log")
+    for place, mode in zip(places, modes, strict=True):
+        while lines(run) < place and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1.5))
+        if process.poll() is not None:
+            process = start(folder, "killed", folder / "killed.log")
+            time.sleep(rng.uniform(0, 4.0))
+        records = read_ledger(run / "ledger.jsonl")
+        where[records[-1]["stage"] if records else "start"] += 1
+        how[kill(process, mode, rng)] += 1
+        if process.poll() is not None:
+            process = start(folder, "killed", folder / "killed.log")
+    code = process.wait()
+    while code != 0:  # a run that ended by a lost worker may ask for the same command once more
+        process = start(folder, "killed", folder / "killed.log")
+        code = process.wait()
+        how["extra start"] += 1
+        if how["extra start"] > 3:
+            raise SystemExit((folder / "killed.log").read_text()[-3000:])
+    return how, where, time.time() - began
+
+
+def differences(one: Path, other: Path) -> dict[str, int]:
+    """Return how many frames, labels, picks and weights of two runs are not bitwise the same."""
+    (a, _), (b, _) = survey(one), survey(other)
+    stores = [Store(one / "run.zarr"), Store(other / "run.zarr")]
+    found = {"lost": 0, "duplicated": 0, "frames": 0, "selection": 0, "labels": 0, "models": 0}
+    pools = []
+    for flow, store in zip((a, b), stores, strict=True):
+        frames: dict[str, bytes] = {}
+        for block in store.stream("sample", [s.task.id for s in flow.board.shards if s.state == "ready"]):
+            for k, name in enumerate(block.ids):
+                found["duplicated"] += name in frames
+                frames[name] = b"".join(np.ascontiguousarray(getattr(block, f)[k]).tobytes() for f in LAYOUT)
+        pools.append(frames)
+    found["lost"] = len(pools[0].keys() ^ pools[1].keys())
+    found["frames"] = sum(pools[0][k] != pools[1][k] for k in pools[0].keys() & pools[1].keys())
+    for name in a.board.sets:
+        found["selection"] += a.board.sets[name].chosen != b.board.sets[name].chosen
+    found["labels"] = _labels(a.board.labels, b.board.labels, stores)
+    for name, models in a.board.models.items():
+        for x, y in zip(models, b.board.models.get(name, [""] * len(models)), strict=True):
+            found["models"] += x != y or _weights(stores[0], x) != _weights(stores[1], y)
+    return found
+
+
+def _labels(one: dict[str, str | None], other: dict[str, str | None], stores: list[Store]) -> int:
+    wrong = len(one.keys() ^ other.keys())
+    for frame in one.keys() & other.keys():
+        blocks = [store.frames("label", str(labels[frame])) for store, labels in zip(stores, (one, other), strict=True)]
+        same = all(np.array_equal(getattr(blocks[0], f), getattr(blocks[1], f), equal_nan=True) for f in LAYOUT)
+        wrong += not same
+    return wrong
+
+
+def _weights(store: Store, task: str) -> dict[str, bytes]:
+    return {k: v.tobytes() for k, v in store.arrays("train", task).items() if k.startswith(WEIGHTS)}
+
+
+def redone(run: Path) -> int:
+    """Return how many tasks were finished more than once."""
+    done = Counter(r["task"] for r in read_ledger(run / "ledger.jsonl") if r["state"] == "done")
+    return sum(n - 1 for n in done.values())
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="three kills")
+    parser.add_argument("--keep", action="store_true", help="keep the two run directories")
+    options = parser.parse_args()
+    kills = 3 if options.quick else options.kills
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder = Path(tempfile.mkdtemp(prefix="campaign-kill-"))
+    (folder / "kill.yaml").write_text(CAMPAIGN)
+    (folder / "argon.lmp").write_text(POTENTIAL)
+    began = time.time()
+    if start(folder, "whole", folder / "whole.log").wait() != 0:
+        raise SystemExit((folder / "whole.log").read_text()[-3000:])
+    whole = time.time() - began
+    reference = folder / "whole" / "kill"
+    expected = lines(reference)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    how, where, seconds = disturbed(folder, kills, expected, random.Random(options.seed))
+    found = differences(reference, folder / "killed" / "kill")
+    found["redone"] = redone(folder / "killed" / "kill")
+    rows = [
+        ("tasks", expected),
+        ("kills", ", ".join(f"{n} {k}" for k, n in sorted(how.items()))),
+        ("stage of the last finished task", ", ".join(f"{n} {k}" for k, n in where.items())),
+        ("seconds, undisturbed / killed", f"{whole:.0f} / {seconds:.0f}"),
+        ("frames lost / duplicated", f"{found['lost']} / {found['duplicated']}"),
+        ("frames / labels / models that differ", f"{found['frames']} / {found['labels']} / {found['models']}"),
+        ("sets whose selection differs", found["selection"]),
+        ("finished tasks redone", found["redone"]),
+    ]
+    figures = {**found, "kills": sum(how[k] for k in ("driver", "worker", "group")), "tasks": expected}
+    asked = dict.fromkeys(found, 0)
+    if not options.keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    report("kill", rows, figures, asked, ok=all(v == 0 for v in found.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""What a campaign will do and need, before anything runs: ``campaign check``; and what a site's workers see."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from campaign.errors import InputError
+from campaign.stages.board import Board
+from campaign.stages.sample import Sample
+from campaign.tasks import Context, Json, Record, Task
+
+if TYPE_CHECKING:
+    from campaign.config import Campaign, Loaded, Site
+
+#: Rough costs on one core of 2025, to tell minutes from months: seconds an atom for a step of classical MD, a label,
+#: a descriptor, a training step and a step of MD with a model.
+STEP, LABEL, DESCRIPTOR, TRAIN, MODEL_STEP = 2e-5, 1e-3, 1e-4, 3e-4, 1e-4
+
+#: The Python packages behind each variant.
+PACKAGES = {
+    "npt": ("lammps", "mpi4py"),
+    "nvt": ("lammps", "mpi4py"),
+    "lammps": ("lammps", "mpi4py"),
+    "ase": ("ase",),
+    "rnd_stream": ("torch", "schnetpack"),
+    "schnet": ("torch", "schnetpack"),
+    "stability": ("lammps", "torch"),
+}
+
+
+def make_plan(file: Path, site_name: str) -> dict[str, Json]:
+    """Return the plan of a campaign on a site.
+
+    Parameters
+    ----------
+    file
+        The campaign file.
+    site_name
+        A site's name or file.
+
+    Returns
+    -------
+    dict
+        campaign, site, frames, atoms, engines [{name, version}], stages [{stage, tasks, executor, workers, ranks, gpus,
+        core_hours, what}], core_hours.
+
+    Raises
+    ------
+    InputError
+        With every problem found: of the files, of both together, and engines that are missing.
+    """
+    from campaign.config import check_together, load_campaign, load_site
+
+    problems: list[str] = []
+    loaded: Loaded[Campaign] | None = None
+    site: Site | None = None
+    try:
+        loaded = load_campaign(file)
+    except InputError as error:
+        problems += error.problems
+    try:
+        site = load_site(site_name)
+    except InputError as error:
+        problems += error.problems
+    if loaded is None or site is None:
+        raise InputError(*problems)
+    engines, missing = _engines(loaded.spec, site)
+    problems += [*check_together(loaded, site), *missing]
+    if problems:
+        raise InputError(*problems)
+    atoms = _atoms(loaded)
+    stages = [_stage(name, loaded.spec, site, atoms) for name in loaded.spec.stages]
+    return {
+        "campaign": loaded.spec.name,
+        "site": site.name,
+        "frames": sum(m.walkers * m.frames for m in loaded.spec.sample),
+        "atoms": atoms,
+        "engines": engines,
+        "stages": stages,
+        "core_hours": sum(s["core_hours"] for s in stages),
+    }
+
+
+def _atoms(loaded: Loaded[Campaign]) -> int:
+    from campaign.engines.structures import build_structure
+
+    return len(build_structure(loaded.spec.system.structure.model_dump(mode="json"), loaded.folder))
+
+
+def _variants(spec: Campaign) -> list[str]:
+    parts: list[str] = [*(m.method for m in spec.sample), *(t.method for t in spec.validation)]
+    parts += [spec.select.method] if spec.select else []
+    parts += [spec.label.engine] if spec.label else []
+    parts += [spec.train.model] if spec.train else []
+    return parts
+
+
+def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the engines found, and a sentence for each that is missing."""
+    found, missing = [], []
+    for name in dict.fromkeys(p for v in _variants(spec) for p in PACKAGES.get(v, ())):
+        try:
+            found.append({"name": name, "version": version(name)})
+        except PackageNotFoundError:
+            missing.append(f"engine {name}: this Python has no package {name}; install it with: pip install {name}")
+    many = any(getattr(m, "ranks", 1) > 1 for m in spec.sample)
+    launch = site.launch.get("lammps")
+    if many and not launch:
+        missing.append(f"site {site.name}: launch.lammps: walkers of several ranks need a launch command; add it")
+    elif many and launch and site.executors[site.executor_for("sample")].provider == "local":
+        import os
+        import sys
+
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        if shutil.which(launch[0], path=path) is None:
+            missing.append(f"site {site.name}: launch.lammps: there is no program {launch[0]} on PATH; correct it")
+    return found, missing
+
+
+def _stage(name: str, spec: Campaign, site: Site, atoms: int) -> dict[str, Json]:
+    tasks, what, seconds = {
+        "sample": _sample_cost,
+        "select": _select_cost,
+        "label": _label_cost,
+        "train": _train_cost,
+        "validate": _validate_cost,
+    }[name](spec, atoms)
+    executor = site.executor_for(name)
+    pool = site.executors[executor]
+    return {
+        "stage": name,
+        "tasks": tasks,
+        "what": what,
+        "executor": executor,
+        "workers": site.workers_per_node(executor) * pool.nodes * pool.max_blocks,
+        "ranks": max((getattr(m, "ranks", 1) for m in spec.sample), default=1) if name == "sample" else 1,
+        "gpus": pool.gpus,
+        "core_hours": seconds / 3600,
+    }
+
+
+def _sample_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+    stage, board = Sample(spec, _no_digests(spec)), Board()
+    steps = sum(m.walkers * getattr(m, "steps", 0) for m in spec.sample)
+    walkers = sum(m.walkers for m in spec.sample)
+    return stage.total(board), f"{walkers} walkers, {steps} MD steps of {atoms} atoms", steps * atoms * STEP
+
+
+def _no_digests(spec: Campaign) -> dict[str, str]:
+    """Return digests that only count: the plan's task ids are not used."""
+    names = [spec.system.potential.lammps] if spec.system.potential else []
+    return dict.fromkeys(names, "")
+
+
+def _sizes(spec: Campaign) -> tuple[int, int, int]:
+    """Return the sizes of the training set, the sets compared with it, and the test set."""
+    size = spec.select.size if spec.select else 0
+    tests = [t for t in spec.validation if t.method == "errors"]
+    return size, size * max((len(t.against) for t in tests), default=0), max((t.held_out for t in tests), default=0)
+
+
+def _select_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+    assert spec.select is not None
+    frames = sum(m.walkers * m.frames for m in spec.sample)
+    shards = Sample(spec, _no_digests(spec)).total(Board())
+    tests = [t for t in spec.validation if t.method == "errors"]
+    tasks = (shards + 1 if spec.select.method != "random" else 1) + (1 if tests else 0) + (1 if _sizes(spec)[1] else 0)
+    return tasks, f"{spec.select.method}: {spec.select.size} of {frames} frames", frames * atoms * DESCRIPTOR
+
+
+def _label_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+    assert spec.label is not None
+    sizes = _sizes(spec)
+    what = f"{spec.label.engine}: {sizes[0]} to train on, {sizes[1]} to compare with, {sizes[2]} to test on"
+    return sum(sizes), what, sum(sizes) * atoms * LABEL
+
+
+def _train_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+    assert spec.train is not None
+    sets = 1 + (_sizes(spec)[1] > 0)
+    epochs = getattr(spec.train, "epochs", 0)
+    tasks = sets * spec.train.members
+    what = f"{spec.train.model}: {spec.train.members} models for each of {sets} training sets, {epochs} epochs"
+    return tasks, what, tasks * epochs * _sizes(spec)[0] * atoms * TRAIN
+
+
+def _validate_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+    steps = sum(t.time / t.timestep for t in spec.validation if t.method == "stability")
+    members = spec.train.members if spec.train else 1
+    counts = Counter(t.method for t in spec.validation)
+    tasks = len(spec.validation) + (1 if counts["rdf"] else 0)
+    return tasks, ", ".join(counts), steps * atoms * MODEL_STEP * members
+
+
+def plan_text(plan: dict[str, Json]) -> str:
+    """Return the plan as a table for people."""
+    lines = [f"campaign {plan['campaign']} on site {plan['site']}: {plan['frames']} frames of {plan['atoms']} atoms"]
+    lines.append("engines: " + ", ".join(f"{e['name']} {e['version']}" for e in plan["engines"]))
+    lines.append(f"{'stage':<10}{'tasks':>7}{'ranks':>7}{'workers':>9}{'gpus':>6}{'core-h':>9}  what")
+    for s in plan["stages"]:
+        lines.append(
+            f"{s['stage']:<10}{s['tasks']:>7}{s['ranks']:>7}{s['workers']:>9}{s['gpus']:>6}{s['core_hours']:>9.2f}  "
+            f"{s['what']} ({s['executor']})"
+        )
+    lines.append(f"about {plan['core_hours']:.2f} core-hours (rough); nothing was run")
+    return "\n".join(lines)
+
+
+def try_site(site: Site) -> Iterator[str]:
+    """Run one tiny task on each executor of a site and yield a line about each.
+
+    Raises
+    ------
+    InputError
+        An executor gave no answer; the line before says why.
+    """
+    from campaign.runtime.parsl import ParslRunner
+    from campaign.worker import run_task
+
+    with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=Path.cwd()) as folder:
+        start = time.time()
+        runner = ParslRunner(run_task, site, Path(folder) / "logs", "")
+        try:
+            runner.submit(Task("noop", "try", {}), Context(Path(folder)))
+            records: list[Record] = []
+            while not records and time.time() - start < 120:
+                records = runner.wait(1.0)
+        finally:
+            runner.close()
+    if not records:
+        raise InputError(f"site {site.name}: no worker answered in 120 s; look at the queue and at the site's options")
+    record = records[0]
+    if record["state"] != "done":
+        raise InputError(f"site {site.name}: {record['cause']}")
+    python = record["versions"]["python"]
+    yield f"worker on {record['host']} answered after {time.time() - start:.1f} s; Python {python}"
+    if python != platform.python_version():
+        raise InputError(f"site {site.name}: the worker's Python differs from this one ({platform.python_version()})")

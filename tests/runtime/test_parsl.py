@@ -1,0 +1,128 @@
+"""Parsl's workers for real: one is killed, the driver is killed, a second driver comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from campaign.config import load_site
+from campaign.pipeline import status_of, survey
+from campaign.runtime.parsl import ParslRunner
+from campaign.store.ledger import read_ledger
+from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task
+from campaign.worker import run_task
+
+TOY = """
+campaign: toy
+seed: 4
+system:
+  structure: {prototype: fcc, elements: [Ar], a: 5.3, supercell: [2, 2, 2]}
+sample: [{method: fake, walkers: 3, frames: 40, segment: 5, delay: 0.3}]
+select: {method: random, size: 8}
+label: {engine: fake, delay: 0.2}
+train: {model: fake, members: 2, delay: 1.0}
+validate: [{method: errors, held_out: 8, against: []}]
+"""
+
+
+@pytest.fixture
+def path_with_parsl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # the runner changes both; put them back afterwards
+    monkeypatch.setenv(TOKEN_VARIABLE, "")
+
+
+def test_records_come_back_and_a_lost_worker_is_a_transient_failure(tmp_path: Path, path_with_parsl: None) -> None:
+    runner = ParslRunner(run_task, load_site("local"), tmp_path / "logs", "test-token")
+    try:
+        context = Context(tmp_path)
+        for k in range(20):
+            runner.submit(Task("noop", str(k), {"k": k}), context)
+        records: list[Record] = []
+        end = time.time() + 60
+        while len(records) < 20 and time.time() < end:
+            records += runner.wait(1.0)
+        assert {r["state"] for r in records} == {"done"}
+        runner.submit(_slow(tmp_path), context)
+        time.sleep(1.0)
+        victims = [p for p in psutil.process_iter() if p.pid in {r["pid"] for r in records}]
+        assert victims
+        for victim in victims:
+            victim.kill()
+        (lost,) = _wait(runner, 60)
+        assert (lost["state"], lost["transient"]) == ("failed", True)
+        assert "Lost" in lost["cause"]
+        runner.submit(Task("noop", "after", {"k": "after"}), context)
+        assert [r["state"] for r in _wait(runner, 60)] == ["done"]
+    finally:
+        runner.close()
+
+
+def _slow(run: Path) -> Task:
+    params = {"method": "fake", "structure": {"prototype": "fcc", "elements": ["Ar"], "a": 5.3, "supercell": [1, 1, 1]}}
+    params |= {"walker": [0, 0], "seed": 1, "displacement": 0.1, "temperature": 1.0, "segment": 0, "frames": 1, "first": 0}
+    return Task("sample", "slow", params, extra={"delay": 60.0})
+
+
+def _wait(runner: ParslRunner, seconds: float) -> list[Record]:
+    end = time.time() + seconds
+    while time.time() < end:
+        records = runner.wait(1.0)
+        if records:
+            return records
+    return []
+
+
+def start(folder: Path, root: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "campaign.cli", "run", "toy.yaml", "--root", root]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+
+def chosen(run: Path) -> dict[str, list[str]]:
+    flow, _ = survey(run)
+    return {name: s.chosen for name, s in flow.board.sets.items()}
+
+
+def test_a_killed_driver_leaves_nothing_running_and_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(TOY)
+    assert start(tmp_path, "whole").wait(120) == 0
+    run = tmp_path / "killed" / "toy"
+    for lines in (3, 20):
+        process = start(tmp_path, "killed")
+        end = time.time() + 90
+        while time.time() < end and len(read_ledger(run / "ledger.jsonl")) < lines:
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert status_of(run)["state"] == "interrupted"
+    assert start(tmp_path, "killed").wait(120) == 0, (tmp_path / "log").read_text()
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert status_of(run)["state"] == "done"
+    assert chosen(run) == chosen(tmp_path / "whole" / "toy")
+    done = Counter(r["task"] for r in read_ledger(run / "ledger.jsonl") if r["state"] == "done")
+    assert set(done.values()) == {1}
+
+
+def test_a_second_driver_is_told_who_is_there(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(TOY)
+    first = start(tmp_path, "runs")
+    try:
+        end = time.time() + 60
+        while time.time() < end and not (tmp_path / "runs/toy/ledger.jsonl").exists():
+            time.sleep(0.1)
+        command = [sys.executable, "-m", "campaign.cli", "run", "toy.yaml", "--root", "runs"]
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 2
+        assert f"process {first.pid}" in second.stderr
+    finally:
+        first.terminate()
+        assert first.wait(60) == 130
