@@ -148,20 +148,24 @@ def status(
     """Show stages, tasks, frames, failures with their cause."""
     from campaign.pipeline import status_of
 
-    signal.signal(signal.SIGINT, _interrupt)
-    while True:
-        found = status_of(run)
-        if json:
-            print(_json.dumps(found), flush=True)
-        else:
-            from rich.console import Console
+    found = status_of(run)
+    if json:
+        print(_json.dumps(found))
+        return
+    from rich.console import Console
 
-            from campaign.report.live import status_table
+    from campaign.report.live import LiveView, status_table
 
-            Console(file=sys.stdout).print(status_table(found))
-        if not watch or found["state"] != "running":
-            return
-        time.sleep(2)
+    if watch:
+        signal.signal(signal.SIGINT, _interrupt)
+        with LiveView(Console()) as view:
+            while found["state"] == "running":
+                view.update(found)
+                time.sleep(2)
+                found = status_of(run)
+            view.update(found)
+    else:
+        Console().print(status_table(found))
 
 
 @app.command()

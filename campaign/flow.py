@@ -278,8 +278,14 @@ class Flow:
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,
             "loss": self._loss(logs) if logs is not None else None,
-            "seconds": elapsed if live else 0.0,
+            "seconds": elapsed if live else self._span(),
         }
+
+    def _span(self) -> float:
+        """Return the seconds from the first task's start to the last one's end, pauses between runs included."""
+        known = [*self._history.done.values(), *self.failures]
+        ends = [r["start"] + r["seconds"] for r in known]
+        return max(ends) - min(r["start"] for r in known) if known else 0.0
 
     def _stage_status(self, stage: Stage, live: bool) -> dict[str, Json]:
         counts = self.counts[stage.name]

@@ -76,6 +76,8 @@ class Frames:
     pressure: Array
 
     def __post_init__(self) -> None:
+        if self.numbers.ndim != 2:
+            raise ValueError(f"Frames.numbers has shape {self.numbers.shape}; (n, a) is needed.")
         n, a = self.numbers.shape
         for name, (shape, _) in LAYOUT.items():
             want = (n, *(a if s == "a" else s for s in shape))

@@ -39,8 +39,8 @@ def _ase(frames: Frames, task: Task, context: Context) -> Labels:
     module, _, name = CALCULATORS[task.params["calculator"]].rpartition(".")
     energies, forces, stresses = [], [], []
     for atoms in frames.to_ase():
-        atoms.calc = getattr(importlib.import_module(module), name)(**task.params.get("parameters", {}))
         try:
+            atoms.calc = getattr(importlib.import_module(module), name)(**task.params.get("parameters", {}))
             energies.append(atoms.get_potential_energy())
             forces.append(atoms.get_forces())
             stresses.append(voigt_6_to_full_3x3_stress(atoms.get_stress()))

@@ -28,6 +28,9 @@ Array = npt.NDArray[Any]
 #: bar in one eV/Å^3 (CODATA 2018: 1 eV = 1.602176634e-19 J).
 BAR = 1602176.634
 
+#: How LAMMPS says that atoms flew apart.
+EXPLODED = ("Lost atoms", "Non-numeric", "Out of range atoms", "Domain too large")
+
 #: Where the MPI ranks of a segment leave the error that ended it.
 FAILURE = "failure.json"
 
@@ -321,8 +324,7 @@ class _ModelForces:
         except Exception as error:  # cannot pass through LAMMPS's C++ frames: kept for check()
             self._error = error
             f[:nlocal] = 0.0
-            lmp.command("timer timeout 0")
-            lmp.force_timeout()
+            lmp.force_timeout()  # ends the run after this step
 
     def check(self) -> None:
         if isinstance(self._error, CampaignError | OSError | MemoryError):
@@ -333,8 +335,8 @@ class _ModelForces:
 
 
 def _translate(error: Exception) -> EngineError:
-    text = " ".join(str(error).split()) or type(error).__name__
-    kind = Unphysical if "Lost atoms" in text or "Non-numeric" in text else EngineError
+    text = " ".join(str(error).split()).removeprefix("ERROR: ") or type(error).__name__
+    kind = Unphysical if any(words in text for words in EXPLODED) else EngineError
     return kind(f"LAMMPS: {text}")
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Gaussians in which SchNet expands a distance.
 RADIAL = 20
+#: Stiffness of the wall that stands inside the shortest distances seen in training, eV (see ``Potential``).
+WALL = 2000.0
 #: Atoms of a chunk: keeps memory constant and the working set within the cache.
 _CHUNK_ATOMS = 1024
 _FORMAT = 1
@@ -227,7 +229,9 @@ class Potential(_Evaluates):
         ``features``, ``interactions`` and ``cutoff`` (Å); other keys are kept and not used.
     weights
         As returned by ``schnetpack_train.train``: the network's state, ``reference.numbers`` (s,),
-        ``reference.energies`` (s,) in eV and ``scale`` (1,) in eV.
+        ``reference.energies`` (s,) in eV, ``scale`` (1,) in eV and, if there is to be a wall, ``core`` (s, s) in Å: the
+        wall's r0 for each two species, somewhat inside their shortest distance in training. So close no data says
+        what the network does, and it may well bind; a pair there gets ``WALL (1 - r/r0)^3`` more energy.
     precision
         ``"float32"`` or ``"float64"``.
     """
@@ -243,10 +247,21 @@ class Potential(_Evaluates):
         self._dtype = getattr(torch, precision)
         self._offsets = np.zeros(max(self.species) + 1)
         self._offsets[self.species] = self.weights["reference.energies"]
+        self._core = self._table(self.weights.get("core"))
         model = network(spec, seed=0)
         state = {k: torch.tensor(v) for k, v in self.weights.items() if k in model.state_dict()}
         model.load_state_dict(state)
         self._model = model.to(self._dtype).eval().requires_grad_(False)
+
+    def _table(self, core: Array | None) -> Any:
+        """Return shortest distances by atomic number, or None where there is no wall."""
+        import torch
+
+        if core is None:
+            return None
+        table = np.zeros((len(self._offsets), len(self._offsets)))
+        table[np.ix_(self.species, self.species)] = core
+        return torch.as_tensor(table, dtype=self._dtype)
 
     def evaluate(self, frames: Frames, pairs: Neighbours | None = None) -> Results:
         """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive.
@@ -287,6 +302,8 @@ class Potential(_Evaluates):
         r = inputs[properties.Rij].requires_grad_()
         hidden = self._model.representation(inputs)["scalar_representation"]
         atomic = self._model.output_modules[0].outnet(hidden)[:, 0]
+        if self._core is not None:
+            atomic = atomic + self._wall(inputs, r)
         g = torch.autograd.grad(atomic.sum(), r)[0]
         forces = torch.zeros((n * a, 3), dtype=self._dtype)
         forces.index_add_(0, inputs[properties.idx_i], g).index_add_(0, inputs[properties.idx_j], -g)
@@ -297,6 +314,17 @@ class Potential(_Evaluates):
         stress = 0.5 * (stress + stress.transpose(0, 2, 1))
         each = atomic.detach().double().numpy().reshape(n, a) * self.scale + self._offsets[frames.numbers]
         return each.sum(axis=1), forces.double().numpy().reshape(n, a, 3) * self.scale, stress * self.scale, each
+
+    def _wall(self, inputs: dict[str, Any], r: torch.Tensor) -> torch.Tensor:
+        """Return (n*a,) each atom's half of the walls of its pairs, over the scale."""
+        import torch
+
+        p = load_schnetpack().properties
+        i, j, z = inputs[p.idx_i], inputs[p.idx_j], inputs[p.Z]
+        core = self._core[z[i], z[j]]
+        inside = torch.relu(core - torch.linalg.vector_norm(r, dim=1)) / core.clamp(min=1e-6)
+        half = (0.5 * WALL / self.scale) * inside**3
+        return torch.zeros(len(z), dtype=r.dtype).index_add(0, i, half).index_add(0, j, half)
 
     def export(self, path: Path | str) -> None:
         """Write a torch file for :meth:`load`; it carries cutoff, species, units, reference energies and spec."""

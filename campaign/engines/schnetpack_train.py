@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign.engines.schnetpack import load_schnetpack, network
+from campaign.engines.schnetpack import chunks, load_schnetpack, network
 from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 from campaign.science.neighbours import neighbour_list
@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "epochs": 200,
     "batch": 1,
     "rate": 5e-3,
+    "wall": True,
 }
 #: Part of the frames held back to choose the best epoch.
 _HELD_BACK = 0.1
@@ -34,6 +35,9 @@ _HELD_BACK = 0.1
 _AVERAGE = 0.99
 #: Part of the steps over which the rate rises.
 _WARM_UP = 0.1
+#: The wall stands at this part of the shortest distance in training: frames never seen come a little closer than
+#: that and are still predicted well, while the holes of the network lie deeper.
+_WALL_AT = 0.92
 #: Smallest spread by which a target is divided: eV/atom, eV/Å, eV/Å^3.
 _SMALLEST = {"energy": 1e-3, "forces": 1e-3, "stress": 1e-5}
 Tensors = dict[str, "torch.Tensor"]
@@ -71,6 +75,17 @@ def reference_energies(blocks: Sequence[Frames]) -> tuple[Array, Array]:
     # rows a frame of one atom: large and small cells count alike
     atoms = counts.sum(axis=1, keepdims=True)
     return numbers, np.linalg.lstsq(counts / atoms, energies / atoms[:, 0], rcond=1e-8)[0]
+
+
+def shortest_distances(blocks: Sequence[Frames], numbers: Array, cutoff: float) -> Array:
+    """Return (s, s) the shortest distance of each two of the species ``numbers``, Å; 0 where none is in the cutoff."""
+    core = np.full((len(numbers), len(numbers)), np.inf)
+    for block in blocks:
+        for part in chunks(block):
+            pairs = neighbour_list(block[part], cutoff)
+            kind = np.searchsorted(numbers, block[part].numbers.ravel())
+            np.minimum.at(core, (kind[pairs.idx_i], kind[pairs.idx_j]), pairs.distances(block[part].positions))
+    return np.where(np.isfinite(core), core, 0.0)
 
 
 def _targets(blocks: Sequence[Frames], loss: Mapping[str, float]) -> Targets:
@@ -242,8 +257,9 @@ def train(
         Labelled blocks; they may differ in their number of atoms.
     spec
         ``features``, ``interactions``, ``cutoff`` (Å), ``loss`` {energy, forces, stress}, ``epochs``, ``batch``
-        (frames), ``rate``. Missing keys are those of ``DEFAULTS``. The loss is a sum of squared errors, each over the
-        mean square of its labels, with these weights.
+        (frames), ``rate`` and ``wall`` (see ``schnetpack.Potential``; false leaves the bare network, for comparing
+        selections by the stability of their models). Missing keys are those of ``DEFAULTS``. The loss is a sum of
+        squared errors, each over the mean square of its labels, with these weights.
     seed
         Decides the first weights, the held-back frames and the order. Same seed, same number of threads and same
         hardware give the same weights.
@@ -293,6 +309,8 @@ def train(
         "reference.energies": targets.energies,
         "scale": np.array([targets.scale]),
     }
+    if spec["wall"]:
+        weights["core"] = _WALL_AT * shortest_distances(blocks, targets.numbers, float(spec["cutoff"]))
     summary = {
         "epochs": run.epochs,
         "best_epoch": best.epoch,

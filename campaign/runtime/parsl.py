@@ -42,6 +42,7 @@ class ParslRunner:
         self._site = site
         self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
         os.environ[TOKEN_VARIABLE] = token
+        os.environ["SPT_NOENV"] = "1"  # Parsl renames its processes; keep their environment, and the token, readable
         # Parsl finds interchange.py and process_worker_pool.py on PATH.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         config = Config(executors=executors(site, token), run_dir=str(logs), retries=0, strategy="simple")
@@ -119,7 +120,7 @@ def _worker_init(site: Site, spec: Executor, token: str) -> str:
     lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         lines.append(f"export {name}={spec.cores_per_worker}")
-    lines.append(f"export {TOKEN_VARIABLE}={token}")
+    lines.append(f"export {TOKEN_VARIABLE}={token} SPT_NOENV=1")
     return "\n".join(lines)
 
 

@@ -111,7 +111,7 @@ def _read_rows(folder: Path, meta: dict[str, Any], start: int, stop: int | None)
     out = np.empty((max(0, stop - start), *shape[1:]) if shape else (), dtype=np.dtype(meta["data_type"]))
     if not out.size:
         return out
-    flat = out.reshape(-1).view("uint8")
+    flat: Any = out.reshape(-1).view("uint8")
     row = flat.size // (stop - start)
     for k in range(start // rows, -(-stop // rows)):
         low, high = max(start, k * rows), min(stop, (k + 1) * rows)
@@ -119,7 +119,7 @@ def _read_rows(folder: Path, meta: dict[str, Any], start: int, stop: int | None)
         with path.open("rb", buffering=0) as file:
             file.seek((low - k * rows) * row)
             part = flat[(low - start) * row : (high - start) * row]
-            if file.readinto(memoryview(part)) != part.size:
+            if file.readinto(part) != part.size:
                 raise OSError(f"{path.name} is too short")
     return out
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,18 @@ def flush(path: Path) -> None:
         os.close(fd)
 
 
-def discard(path: Path, aside: Path) -> None:
-    """Remove a file or folder, if it is there: first from sight, at once, then from the disk.
+def discard(paths: Iterable[Path], aside: Path) -> None:
+    """Remove files and folders, those that are there: each first from sight, at once, then from the disk.
 
-    Nobody sees a part of it, and a process that is still writing into it fails instead of publishing the rest.
+    Nobody sees a part of one, and a process that is still writing into it fails instead of publishing the rest.
     """
-    gone = aside / f"removed.{uuid.uuid4().hex}"
     aside.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(lambda path: _discard(path, aside), paths))
+
+
+def _discard(path: Path, aside: Path) -> None:
+    gone = aside / f"removed.{uuid.uuid4().hex}"
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, gone)
         if gone.is_dir():

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
+from campaign.errors import StoreError
 from campaign.store.groups import translate
 from campaign.tasks import Record
 
@@ -51,11 +52,25 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> list[Record]:
-    """Return every whole line; a torn last line is passed over (a driver may be writing it now)."""
+    """Return every whole line; a torn last line is passed over (a driver may be writing it now).
+
+    Raises
+    ------
+    StoreError
+        A line is damaged; the message says which.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [cast(Record, json.loads(line)) for line in lines[:-1] if line]
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            records.append(cast(Record, json.loads(line)))
+        except ValueError as error:
+            raise StoreError(
+                f"{path}, line {number}, is damaged: {error}. Remove that line, or the whole file: what is finished "
+                "is written into it again from run.zarr."
+            ) from error
+    return records
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -46,8 +46,7 @@ class RunDirectory:
             raise groups.translate(error, self.path) from error
         try:
             self.store = Store(self.path / "run.zarr")
-            for left in self.store.aside.glob("*"):
-                groups.discard(left, self.store.aside)
+            groups.discard(self.store.aside.glob("*"), self.store.aside)
             for name in ("tasks", "models", "validation", "logs"):
                 (self.path / name).mkdir(exist_ok=True)
             self.ledger = Ledger(self.path / "ledger.jsonl")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,13 +192,13 @@ class Store:
 
     def release(self, task: str) -> None:
         """Forget that a task failed, so that it is tried again."""
-        self._discard(self.path / QUARANTINE / task)
+        self._discard([self.path / QUARANTINE / task])
 
-    def _discard(self, path: Path) -> None:
+    def _discard(self, paths: Iterable[Path]) -> None:
         try:
-            groups.discard(path, self.aside)
+            groups.discard(paths, self.aside)
         except OSError as error:
-            raise groups.translate(error, path) from error
+            raise groups.translate(error, self.path) from error
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -282,13 +282,14 @@ class Store:
         for path in groups.subgroups(kind):
             if path.name.startswith(PACK):
                 self._index_pack(path)
+        replaced = []
         packed = 0
         batch = _Batch()
         for chain in chains:
             for task in chain:
                 place = self.locate(stage, task)
                 if place.packed:
-                    self._discard(kind / task)
+                    replaced.append(kind / task)
                 elif place.stop > place.start:
                     arrays = groups.read_arrays(place.path)
                     if not batch.takes(arrays):
@@ -296,9 +297,7 @@ class Store:
                         batch = _Batch()
                     batch.add(arrays, place)
         packed += self._publish_pack(stage, batch)
-        for chain in chains:
-            for task in chain[:-1]:
-                self._discard(self._checkpoint(task))
+        self._discard([*replaced, *(self._checkpoint(task) for chain in chains for task in chain[:-1])])
         return packed
 
     def _publish_pack(self, stage: str, batch: _Batch) -> int:
@@ -311,7 +310,7 @@ class Store:
         groups.publish(path, self.aside, joined, {"tasks": table})
         for name in names:
             self._places.pop(name, None)
-            self._discard(self.path / KINDS[stage] / name)
+        self._discard(self.path / KINDS[stage] / name for name in names)
         self._index_pack(path)
         return len(names)
 

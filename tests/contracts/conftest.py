@@ -1,4 +1,4 @@
-"""What the contract suites share: a real store with a real sample task in it, and potentials fit for finite differences."""
+"""What the contract suites share: a run directory with real potentials, a sample task in its store, a worker."""
 
 from pathlib import Path
 

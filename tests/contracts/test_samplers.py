@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ SALT = {"prototype": "rocksalt", "elements": ["Na", "Cl"], "a": 5.9, "supercell"
 ARGON = {"prototype": "fcc", "elements": ["Ar"], "a": 5.5, "supercell": [2, 2, 2]}
 MD = {"walkers": 2, "steps": 90, "every": 10, "segment": 4, "timestep": 0.002}
 
-#: method: structure, potential, the sampling entry, and the tolerance of energy, forces and stress on the same geometry.
+#: method: structure, potential, the entry, and the tolerance of energy, forces and stress on the same geometry.
 SAMPLERS = {
     "npt": (
         SALT,
@@ -149,7 +150,7 @@ def test_the_seed_of_the_campaign_decides_the_frames_and_the_name_of_the_task(me
     ids = [t.id for chain in chains for t in chain]
     assert len(set(ids)) == len(ids)
     assert ids == [t.id for chain in planned(method) for t in chain]
-    assert all(b.inputs == (a.id,) for chain in chains for a, b in zip(chain, chain[1:], strict=False))
+    assert all(b.inputs == (a.id,) for chain in chains for a, b in pairwise(chain))
 
 
 @pytest.mark.lammps

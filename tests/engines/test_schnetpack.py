@@ -5,8 +5,8 @@ import pytest
 import torch
 from ase.build import bulk
 
-from campaign.engines.schnetpack import Committee, Descriptor, Potential, load_schnetpack, network, schnet
-from campaign.engines.schnetpack_train import reference_energies, train
+from campaign.engines.schnetpack import WALL, Committee, Descriptor, Potential, load_schnetpack, network, schnet
+from campaign.engines.schnetpack_train import reference_energies, shortest_distances, train
 from campaign.errors import EngineError, InputError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
@@ -121,8 +121,11 @@ def test_descriptor_says_what_it_cannot_do():
 # --- the potential
 
 
-def test_forces_and_stress_are_derivatives_of_the_energy():
+@pytest.mark.parametrize("core", [None, 3.2])  # 3.2 Å: many pairs are inside the wall
+def test_forces_and_stress_are_derivatives_of_the_energy(core):
     potential = untrained()
+    if core:
+        potential = Potential(SPEC, potential.weights | {"core": np.full((2, 2), core)}, "float64")
     frame = crystal(1, seed=4)
     _, forces, stress = potential.evaluate(frame)
     h = 1e-4
@@ -311,6 +314,22 @@ def test_reference_energies_where_compositions_differ_and_where_they_do_not():
     np.testing.assert_allclose(energies, [-1, -4])
     salt = Frames.build([11, 17], np.zeros((2, 2, 3)), np.eye(3), energy=[-8.0, -6.0])
     np.testing.assert_allclose(reference_energies([salt])[1], [-3.5, -3.5])
+
+
+def test_wall_stands_inside_the_shortest_distances_of_training_and_only_there():
+    frames = labelled(6)
+    spec = {**SPEC, "epochs": 1}
+    walled, bare = (Potential(spec, train([frames], spec | {"wall": w}, 0)[0]) for w in (True, False))
+    for a, b in zip(walled.evaluate(frames), bare.evaluate(frames), strict=True):
+        np.testing.assert_array_equal(a, b)
+    core = shortest_distances([frames], np.array([11, 17]), 4.0)
+    np.testing.assert_array_equal(walled.weights["core"], 0.92 * core)
+    core = walled.weights["core"]
+    assert core[0, 1] == core[1, 0] < min(core[0, 0], core[1, 1])
+    pair = Frames.build([11, 17], [[[0.0, 0, 0], [0.8 * core[0, 1], 0, 0]]], np.eye(3) * 30)
+    added = [w - b for w, b in zip(walled.evaluate(pair), bare.evaluate(pair), strict=True)]
+    np.testing.assert_allclose(added[0], WALL * 0.2**3, rtol=1e-4)
+    np.testing.assert_allclose(added[1][0, 1], [3 * WALL * 0.2**2 / core[0, 1], 0, 0], rtol=1e-4)
 
 
 def test_an_isolated_atom_has_its_reference_energy_and_no_force():

@@ -51,7 +51,7 @@ def test_records_come_back_and_a_lost_worker_is_a_transient_failure(tmp_path: Pa
             records += runner.wait(1.0)
         assert {r["state"] for r in records} == {"done"}
         runner.submit(_slow(tmp_path), context)
-        time.sleep(1.0)
+        time.sleep(3.0)  # the task has reached a worker
         victims = [p for p in psutil.process_iter() if p.pid in {r["pid"] for r in records}]
         assert victims
         for victim in victims:

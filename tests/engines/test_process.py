@@ -1,0 +1,109 @@
+"""Programs are started in one place, and end together with all that they started."""
+
+import os
+import sys
+import time
+
+import psutil
+import pytest
+
+from campaign.engines.process import run
+from campaign.errors import EngineError
+
+MARK = "campaign-test-grandchild"
+
+
+def grandchildren(folder):
+    """Return the processes that work in a folder."""
+    found = []
+    for p in psutil.process_iter():
+        try:
+            if p.status() != psutil.STATUS_ZOMBIE and p.cwd() == str(folder):
+                found.append(p)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def gone(folder):
+    deadline = time.time() + 5
+    while grandchildren(folder) and time.time() < deadline:
+        time.sleep(0.02)
+    return not grandchildren(folder)
+
+
+def test_output_is_returned_and_kept(tmp_path):
+    assert run(["printf", "%s", "a $HOME; `b` | c"], tmp_path) == "a $HOME; `b` | c"  # no shell reads it
+    assert (tmp_path / "stdout").read_text() == "a $HOME; `b` | c"
+    assert (tmp_path / "stderr").read_text() == ""
+
+
+def test_environment_is_added_to_the_present_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAMPAIGN_TEST", "old")
+    code = "import os; print(os.environ['CAMPAIGN_TEST'], os.environ['OMP_NUM_THREADS'], os.getcwd())"
+    assert run([sys.executable, "-c", code], tmp_path, environment={"OMP_NUM_THREADS": "3"}).split() == [
+        "old",
+        "3",
+        str(tmp_path),
+    ]
+
+
+def test_a_program_never_waits_for_input(tmp_path):
+    assert run(["cat"], tmp_path, timeout=5) == ""
+
+
+def test_a_timeout_ends_the_whole_tree(tmp_path):
+    start = time.time()
+    with pytest.raises(EngineError, match=r"sh was stopped after 0\.6 s; its files are in ") as caught:
+        run(["sh", "-c", "sh -c 'sleep 60 & sleep 61' & echo started; sleep 62"], tmp_path, timeout=0.6)
+    assert time.time() - start < 10
+    assert str(tmp_path) in str(caught.value)
+    assert (tmp_path / "stdout").read_text() == "started\n"
+    assert gone(tmp_path)
+
+
+def test_what_a_program_leaves_behind_ends_with_it(tmp_path):
+    assert run(["sh", "-c", "sleep 60 & echo done"], tmp_path) == "done\n"
+    assert gone(tmp_path)
+
+
+def test_an_interrupt_ends_the_tree(tmp_path, monkeypatch):
+    import subprocess
+
+    def interrupted(self, timeout=None):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(["sleep", "60"], tmp_path)
+    assert gone(tmp_path)
+
+
+def test_an_exit_code_comes_with_the_last_words(tmp_path):
+    with pytest.raises(EngineError, match=r"sh ended with exit code 3: no such basis set \("):
+        run(["sh", "-c", "echo fine; echo first >&2; echo 'no such basis set' >&2; echo >&2; exit 3"], tmp_path)
+    with pytest.raises(EngineError, match=r"exit code 4: only here \("):
+        run(["sh", "-c", "echo only here; exit 4"], tmp_path)
+    with pytest.raises(EngineError, match="ended with signal 11"):
+        run(["sh", "-c", "kill -SEGV $$"], tmp_path)
+
+
+def test_a_missing_program_is_named(tmp_path):
+    with pytest.raises(
+        EngineError, match="mpiexec-of-nowhere was not found on this machine; correct the site's launch"
+    ):
+        run(["mpiexec-of-nowhere", "-n", "2"], tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_a_program_that_may_not_be_run_is_named(tmp_path):
+    path = tmp_path / "cp2k.psmp"
+    path.write_text("#!/bin/sh\n")
+    with pytest.raises(EngineError, match=r"cp2k\.psmp may not be run on this machine"):
+        run([str(path)], tmp_path)
+
+
+def test_a_missing_folder_is_not_a_missing_program(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run(["true"], tmp_path / "nowhere")

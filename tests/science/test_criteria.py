@@ -1,0 +1,131 @@
+"""A verdict on molecular dynamics: each criterion alone breaks it, and the first bad frame is named."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from campaign.frames import Frames
+from campaign.science.criteria import CLOSEST, ENERGY_DRIFT, FORCE, TEMPERATURE, TEMPERATURE_DRIFT, VOLUME, judge
+
+ASKED = {
+    "time": 2.0,
+    "timestep": 0.002,
+    "every": 50,
+    "temperature": 300.0,
+    "pressure": 1.0,
+    "ensemble": "npt",
+}
+N = 20  # frames: 2 ps at 0.1 ps
+
+
+def run(n=N):
+    """Return a quiet run, its kinetic temperatures and its start."""
+    rng = np.random.default_rng(0)
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    frames = Frames.build(
+        atoms.numbers,
+        atoms.positions + 0.05 * rng.normal(size=(n, 8, 3)),
+        np.array(atoms.cell),
+        energy=-25.0 + 0.05 * rng.normal(size=n),
+        forces=rng.normal(size=(n, 8, 3)),
+        task=7,
+    )
+    return frames, 300 + 20 * rng.normal(size=n), frames[:1]
+
+
+def broken(result):
+    return {c["name"] for c in result["criteria"] if not c["ok"]}
+
+
+def test_a_quiet_run_passes_and_its_result_is_json():
+    frames, kinetic, start = run()
+    result = judge(frames, kinetic, start, ASKED)
+    assert broken(result) == set()
+    assert result["pass"] is True
+    assert result["first_bad"] is None
+    assert result["reached"] == pytest.approx(2.0)
+    assert len(result["criteria"]) == 7
+    np.testing.assert_allclose(result["series"]["time"], 0.1 * np.arange(1, N + 1))
+    np.testing.assert_allclose(result["series"]["energy"], frames.energy / 8, atol=1e-5)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_a_collapsed_pair_is_found_at_its_frame():
+    frames, kinetic, start = run()
+    x = frames.positions.copy()
+    x[13, 1] = x[13, 0] + [1.2, 0, 0]  # Na and Cl: radii sum to 2.68 Å
+    result = judge(frames.with_(positions=x), kinetic, start, ASKED)
+    assert broken(result) == {"closest pair"}
+    assert result["first_bad"] == {"time": pytest.approx(1.4), "criterion": "closest pair", "frame": frames.ids[13]}
+    worst = next(c for c in result["criteria"] if c["name"] == "closest pair")
+    assert worst["worst"] < CLOSEST == worst["limit"]
+
+
+def test_a_large_force_is_found_whatever_its_direction():
+    frames, kinetic, start = run()
+    forces = frames.forces.copy()
+    forces[4, 7] = FORCE / np.sqrt(3) * 1.01 * np.array([1, -1, 1])  # no component alone is over the limit
+    result = judge(frames.with_(forces=forces), kinetic, start, ASKED)
+    assert broken(result) == {"largest force"}
+    assert result["first_bad"]["frame"] == frames.ids[4]
+
+
+def test_a_cell_grown_by_half_is_found():
+    frames, kinetic, start = run()
+    scale = np.linspace(1, (VOLUME * 1.02) ** (1 / 3), N)[:, None, None]
+    grown = frames.with_(cell=frames.cell * scale, positions=frames.positions * scale)
+    result = judge(grown, kinetic, start, ASKED)
+    assert broken(result) == {"volume"}
+    assert result["first_bad"]["frame"] == frames.ids[N - 1]
+
+
+def test_a_hot_frame_and_a_warm_half_are_two_things():
+    frames, kinetic, start = run()
+    hot = kinetic.copy()
+    hot[3] = 300 * TEMPERATURE * 1.01
+    assert broken(judge(frames, hot, start, ASKED)) == {"temperature"}
+    warm = kinetic.copy()
+    warm[N // 2 :] += 300 * (TEMPERATURE_DRIFT + 0.05)
+    result = judge(frames, warm, start, ASKED)
+    assert broken(result) == {"temperature drift"}
+    assert result["first_bad"] is None  # no single frame is bad
+    assert broken(judge(frames, kinetic - 60, start, ASKED)) == {"temperature drift"}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_energy_that_drifts_is_found_and_equilibration_is_not(sign):
+    frames, kinetic, start = run()
+    time = 0.1 * np.arange(1, N + 1)
+    drift = sign * 8 * 2 * ENERGY_DRIFT * np.maximum(time - 1.0, 0)
+    assert broken(judge(frames.with_(energy=frames.energy + drift), kinetic, start, ASKED)) == {"energy drift"}
+    early = sign * 8 * 2 * ENERGY_DRIFT * np.minimum(time, 1.0)
+    assert broken(judge(frames.with_(energy=frames.energy + early), kinetic, start, ASKED)) == set()
+
+
+def test_a_run_that_ended_early_fails_with_its_cause():
+    frames, kinetic, start = run(6)
+    result = judge(frames, kinetic, start, ASKED, "LAMMPS: Lost atoms.")
+    assert broken(result) == {"time reached"}
+    assert result["reached"] == pytest.approx(0.6)
+    assert result["first_bad"] == {
+        "time": pytest.approx(0.6),
+        "criterion": "LAMMPS: Lost atoms.",
+        "frame": frames.ids[-1],
+    }
+    assert "time reached" in broken(judge(frames, kinetic, start, ASKED))
+
+
+def test_a_run_of_one_frame_is_judged():
+    frames, kinetic, start = run(1)
+    result = judge(frames, kinetic, start, {**ASKED, "time": 0.1})
+    assert result["pass"] is True
+
+
+def test_a_long_series_is_thinned_and_keeps_its_ends():
+    frames, kinetic, start = run(1201)
+    result = judge(frames, kinetic, start, {**ASKED, "time": 120.1})
+    assert len(result["series"]["time"]) <= 500
+    assert result["series"]["time"][0] == pytest.approx(0.1)
+    assert result["series"]["time"][-1] == pytest.approx(120.1)

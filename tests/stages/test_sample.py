@@ -1,0 +1,110 @@
+"""Walkers are chains: a segment after the one before it, a lost walker ends alone, the stream's order is fixed."""
+
+import pytest
+
+from campaign.stages.sample import Sample, check_frames, walker_seed
+from campaign.tasks import Task
+
+MD = {"walkers": 2, "steps": 110, "every": 10, "segment": 4}
+SYSTEM = {
+    "structure": {"prototype": "fcc", "elements": ["Ar"], "a": 5.3},
+    "potential": {"lammps": "potentials/ar.lmp"},
+}
+DIGESTS = {"potentials/ar.lmp": "abc"}
+
+
+def md(campaign, **changes):
+    entry = {"method": "npt", "temperature": [100, 210], **MD, **changes}
+    return Sample(campaign(system=SYSTEM, sample=[entry]), DIGESTS)
+
+
+def test_the_stream_goes_segment_by_segment_walker_by_walker(campaign, board):
+    stage = Sample(campaign(), {})
+    first = list(stage.plan(board))
+    names = [s.task.name for s in board.shards]
+    # two walkers of 8 + 8 + 4 frames, and one of a second entry of 5 + 5
+    assert names == [
+        "fake/walker 0/segment 0",
+        "fake/walker 1/segment 0",
+        "fake1/walker 0/segment 0",
+        "fake/walker 0/segment 1",
+        "fake/walker 1/segment 1",
+        "fake1/walker 0/segment 1",
+        "fake/walker 0/segment 2",
+        "fake/walker 1/segment 2",
+    ]
+    assert [s.frames for s in board.shards] == [8, 8, 5, 8, 8, 5, 4, 4]
+    assert [t.name for t in first] == names[:3]
+    assert stage.total(board) == 8
+    assert list(stage.plan(board)) == []
+    assert len(board.shards) == 8
+
+
+def test_a_segment_follows_the_one_before_it_and_a_lost_walker_ends_alone(campaign, board, settle):
+    stage = Sample(campaign(), {})
+    a, b, c = stage.plan(board)
+    settle(stage, board, b, "quarantined")
+    assert [s.state for s in board.shards] == [
+        "expected", "lost", "expected", "expected", "lost", "expected", "expected", "lost",
+    ]  # fmt: skip
+    assert list(stage.plan(board)) == []
+    settle(stage, board, c)
+    (d,) = stage.plan(board)
+    assert d.inputs == (c.id,)
+    settle(stage, board, d)
+    settle(stage, board, a)
+    while not stage.finished(board):
+        assert not board.sampled
+        (task,) = stage.plan(board)
+        settle(stage, board, task)
+    assert board.sampled
+    assert list(stage.plan(board)) == []
+    assert [len(chain) for chain in stage.packable(board)] == [3, 2]
+
+
+def test_a_ramp_runs_over_all_segments_without_a_step(campaign):
+    for chain in md(campaign).chains:
+        spans = [t.params["temperature"] for t, _ in chain]
+        assert spans == [[100, 140], [140, 180], [180, 210]]
+        assert [t.params["first"] for t, _ in chain] == [0, 4, 8]
+        assert [t.params["frames"] for t, _ in chain] == [4, 4, 3]
+    (constant, _), *_ = md(campaign, temperature=90).chains[0]
+    assert constant.params["temperature"] == [90.0, 90.0]
+
+
+def test_only_the_first_segment_is_prepared(campaign):
+    chain = md(campaign, prepare=[{"temperature": 300, "time": 1}]).chains[0]
+    assert ["prepare" in t.params for t, _ in chain] == [True, False, False]
+
+
+def test_what_decides_the_frames_decides_the_id_and_nothing_else_does(campaign):
+    base = md(campaign).chains[0][0][0].id
+    assert md(campaign).chains[0][0][0].id == base
+    for change in ({"timestep": 0.001}, {"pressure": 2.0}, {"thermostat": 0.2}, {"temperature": 100}, {"ranks": 2}):
+        assert md(campaign, **change).chains[0][0][0].id != base, change
+    assert md(campaign, walkers=3).chains[0][0][0].id == base  # another walker changes no other walker
+    entry = {"method": "npt", "temperature": [100, 210], **MD}
+    other = Sample(campaign(system=SYSTEM, sample=[entry]), {"potentials/ar.lmp": "changed"})
+    assert other.chains[0][0][0].id != base
+
+
+def test_walkers_have_seeds_of_their_own():
+    seeds = {walker_seed(s, e, w) for s in range(3) for e in range(3) for w in range(20)}
+    assert len(seeds) == 180
+
+
+def test_frames_that_are_not_finite_are_refused():
+    import numpy as np
+
+    from campaign.errors import Unphysical
+    from campaign.frames import Frames
+
+    good = Frames.build(
+        np.array([18]), np.zeros((3, 1, 3)), np.eye(3), energy=1.0, forces=np.zeros((3, 1, 3)), stress=np.eye(3)
+    )
+    check_frames(good)
+    forces = good.forces.copy()
+    forces[2, 0, 1] = np.inf
+    with pytest.raises(Unphysical, match="forces of frame 2 of 3"):
+        check_frames(good.with_(forces=forces))
+    assert isinstance(Task("sample", "x", {}).id, str)

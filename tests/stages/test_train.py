@@ -1,0 +1,85 @@
+"""An ensemble a training set; identical sets share their models, empty ones are passed over."""
+
+import pytest
+
+from campaign.stages.board import FrameSet
+from campaign.stages.train import Train
+
+A, B, C = (f"{k:016x}:{k}" for k in (1, 2, 3))
+
+
+def sets(board, main, random, labels):
+    board.sets = {
+        "main": FrameSet("main", 2, True, main, closed=True),
+        "random": FrameSet("random", 2, True, random, closed=True),
+        "held_out": FrameSet("held_out", 2, False, [C], closed=True),
+    }
+    board.labels = labels
+
+
+def test_members_train_on_the_labels_of_their_set_in_the_order_of_choice(campaign, board, settle):
+    sets(board, [B, A], [A], {A: "la", B: "lb"})
+    stage = Train(campaign())
+    tasks = list(stage.plan(board))
+    assert [t.name for t in tasks] == ["main/0", "main/1", "random/0", "random/1"]
+    assert [t.inputs for t in tasks] == [("lb", "la")] * 2 + [("la",)] * 2
+    assert len({t.id for t in tasks}) == 4
+    assert list(stage.plan(board)) == []
+    settle(stage, board, tasks[1])
+    assert "main" not in board.trained
+    settle(stage, board, tasks[0])
+    assert board.trained == {"main"}
+    assert board.models["main"] == [tasks[0].id, tasks[1].id]  # members in order, whichever ended first
+    assert not stage.finished(board)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_identical_sets_share_their_models(campaign, board, settle, late):
+    sets(board, [A, B], [A, B], {A: "la", B: "lb"})
+    stage = Train(campaign())
+    board.sets["random"].closed = not late
+    tasks = list(stage.plan(board))
+    assert [t.name for t in tasks] == ["main/0", "main/1"]
+    settle(stage, board, tasks[0])
+    if late:  # the second set is complete when one model is done and one is not
+        board.sets["random"].closed = True
+        assert list(stage.plan(board)) == []
+    settle(stage, board, tasks[1])
+    assert board.models == {"main": [t.id for t in tasks], "random": [t.id for t in tasks]}
+    assert board.trained == {"main", "random"}
+    assert stage.finished(board)
+    assert stage.total(board) == 2
+
+
+def test_a_set_without_labels_is_passed_over(campaign, board, settle):
+    sets(board, [A], [B], {A: None, B: "lb"})
+    stage = Train(campaign())
+    tasks = list(stage.plan(board))
+    assert [t.name for t in tasks] == ["random/0", "random/1"]
+    assert board.trained == {"main"}
+    assert stage.total(board) == 2
+    for task in tasks:
+        settle(stage, board, task)
+    assert stage.finished(board)
+    assert "main" not in board.models
+
+
+def test_a_quarantined_label_is_left_out_and_a_failed_member_does_not_stop_the_set(campaign, board, settle):
+    sets(board, [A, B], [], {A: None, B: "lb"})
+    stage = Train(campaign())
+    first, second = stage.plan(board)
+    assert first.inputs == ("lb",)
+    settle(stage, board, first, "quarantined")
+    settle(stage, board, second)
+    assert board.models["main"] == [second.id]
+    assert stage.finished(board)
+
+
+def test_nothing_is_trained_before_every_label_is_settled(campaign, board):
+    sets(board, [A, B], [A], {A: "la"})
+    stage = Train(campaign())
+    assert [t.name for t in stage.plan(board)] == ["random/0", "random/1"]
+    assert stage.total(board) == 4
+    board.labels[B] = None
+    assert [t.name for t in stage.plan(board)] == []  # main is now what random is: they share
+    assert stage.total(board) == 2

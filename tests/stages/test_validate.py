@@ -1,0 +1,170 @@
+"""Every test is done once, as soon as what it needs is there, or given up for a reason; none is silently missing."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from campaign.engines.fake import ToyCrystal, sample
+from campaign.frames import Frames
+from campaign.stages.board import FrameSet
+from campaign.stages.validate import Validate, read_result
+from campaign.store.store import Store
+from campaign.tasks import Context, Task, new_record
+from campaign.worker import run_task
+
+A, B, C = (f"{k:016x}:{k}" for k in (1, 2, 3))
+
+
+@pytest.fixture
+def ready(board):
+    """A board on which everything went well."""
+    board.sampled = True
+    board.sets = {
+        "main": FrameSet("main", 2, True, [A], closed=True),
+        "random": FrameSet("random", 2, True, [B], closed=True),
+        "held_out": FrameSet("held_out", 2, False, [C], closed=True),
+    }
+    board.labels = {A: "la", B: "lb", C: "lc"}
+    board.models = {"main": ["m0", "m1"], "random": ["r0"]}
+    board.trained = {"main", "random"}
+    return board
+
+
+def run(stage, board, settle, states=lambda task: "done"):
+    """Settle everything the stage plans; return the tasks."""
+    seen = []
+    while tasks := list(stage.plan(board)):
+        for task in tasks:
+            settle(stage, board, task, states(task))
+        seen += tasks
+    return seen
+
+
+def test_each_test_is_done_once_and_an_identical_one_shares_it(campaign, ready, settle):
+    stage = Validate(campaign(), {})
+    tasks = run(stage, ready, settle)
+    names = sorted(t.name for t in tasks)
+    assert names == ["errors", "rdf", "rdf", "reference", "reference", "stability", "stability"]
+    assert len({t.id for t in tasks}) == 7
+    assert stage.finished(ready)
+    assert stage.total(ready) == 7
+    assert [n for n, _ in stage.results()] == [
+        "errors", "stability", "rdf", "stability-3", "rdf-4", "rdf-5",
+    ]  # fmt: skip
+    assert stage.results()[4][1] == stage.results()[5][1]
+    errors = next(t for t in tasks if t.name == "errors")
+    assert errors.params["models"] == {"main": ["m0", "m1"], "random": ["r0"]}
+    assert errors.inputs == ("lc",)
+
+
+def test_a_rdf_compares_the_run_before_it_with_its_own_reference(campaign, ready, settle):
+    stage = Validate(campaign(), {})
+    tasks = run(stage, ready, settle)
+    by_id = {t.id: t for t in tasks}
+    for rdf in (t for t in tasks if t.name == "rdf"):
+        model, reference = (by_id[i] for i in rdf.inputs)
+        assert (model.name, reference.name) == ("stability", "reference")
+        for key in ("temperature", "seed", "start", "ensemble", "time"):
+            assert model.params[key] == reference.params[key]
+    assert {t.params["temperature"] for t in tasks if t.name == "reference"} == {100.0, 200.0}
+
+
+def test_the_reference_runs_before_the_model_is_trained(campaign, ready, settle):
+    ready.trained, ready.models = set(), {}
+    stage = Validate(campaign(), {})
+    assert [t.name for t in stage.plan(ready)] == ["reference", "reference"]
+
+
+def test_without_the_set_to_compare_with_the_errors_are_still_told(campaign, ready, settle):
+    del ready.models["random"]
+    stage = Validate(campaign(), {})
+    errors = next(t for t in run(stage, ready, settle) if t.name == "errors")
+    assert errors.params["models"] == {"main": ["m0", "m1"]}
+    assert stage.finished(ready)
+
+
+LACKS = ["main model", "random model", "held out", "main set"]
+FAILS = ["errors", "stability", "reference", "rdf"]
+
+
+@pytest.mark.parametrize("lacks", [c for n in range(5) for c in itertools.combinations(LACKS, n)])
+def test_it_ends_whatever_is_missing_and_whatever_fails(campaign, ready, settle, lacks):
+    if "main model" in lacks:
+        del ready.models["main"]
+    if "random model" in lacks:
+        del ready.models["random"]
+    if "held out" in lacks:
+        ready.labels[C] = None
+    if "main set" in lacks:
+        ready.sets["main"].chosen.clear()
+        ready.models.pop("main", None)
+    for fails in (c for n in range(5) for c in itertools.combinations(FAILS, n)):
+        stage = Validate(campaign(), {})
+        bad = set(fails)
+        tasks = run(stage, ready, settle, lambda task, bad=bad: "quarantined" if task.name in bad else "done")
+        assert stage.finished(ready)
+        assert len({t.id for t in tasks}) == len(tasks)
+        assert stage.total(ready) >= len(tasks)
+        done = sum(t.name not in bad for t in tasks)
+        everything = not bad and not set(lacks) - {"random model"}
+        assert (done == stage.total(ready)) == everything  # the status shows that something is missing
+        main = "main model" not in lacks and "main set" not in lacks
+        results = {name for name, _ in stage.results()}
+        assert ("errors" in results) == (main and "held out" not in lacks and "errors" not in bad)
+        assert ("stability" in results) == (main and "stability" not in bad)
+        assert ("rdf" in results) == (main and not bad & {"stability", "reference", "rdf"})
+
+
+@pytest.mark.lammps
+def test_the_tests_of_a_nearly_right_model_pass(campaign, tmp_path):
+    """The worker's side: errors, dynamics with a model, its reference and their RDFs, in a real store."""
+    structure = {"prototype": "fcc", "elements": ["Ar"], "a": 5.0, "supercell": [2, 2, 2]}
+    params = {"structure": structure, "seed": 1, "walker": [0, 0], "first": 0, "frames": 4, "displacement": 0.05}
+    pool = Task("sample", "pool", {**params, "temperature": 250.0})
+    store = Store(tmp_path / "run.zarr")
+    outcome = sample(pool, None, tmp_path)
+    store.publish(new_record(pool, 0), outcome.arrays)
+    frames = Frames(**outcome.arrays)
+    labels = []
+    for k in range(4):
+        task = Task("label", "x", {"frame": k})
+        store.publish(new_record(task, 0), dict(frames[k : k + 1].arrays()))
+        labels.append(task.id)
+    models = []
+    for scale in (0.998, 1.001):
+        task = Task("train", "x", {"scale": scale})
+        record = new_record(task, 0)
+        record["result"] = {"model": {"model": "fake"}}
+        store.publish(record, {"weights.scale": np.array([scale])})
+        models.append(task.id)
+    dynamics = {
+        "ensemble": "npt", "temperature": 250.0, "pressure": 1e4, "time": 3.0, "timestep": 0.002, "every": 10,
+        "seed": [1, 0], "start": frames.ids[:2],
+    }  # fmt: skip
+
+    def do(params, inputs=()):
+        task = Task("validate", params["method"], params, inputs)
+        record = run_task(task.to_json(), Context(tmp_path).to_json())
+        assert record["state"] == "done", record["cause"]
+        assert record["result"]["method"] == params["method"]
+        return task.id, read_result(store, task.id)
+
+    _, errors = do({"method": "errors", "models": {"main": models}, "threshold": {"forces": 0.1}}, tuple(labels))
+    mean = 0.9995  # of the two scales
+    expected = float(np.sqrt(np.mean((1 - mean) ** 2 * ToyCrystal().evaluate(frames)[1] ** 2)))
+    assert errors["sets"]["main"]["forces"]["rmse"] == pytest.approx(expected, rel=1e-6)
+    assert errors["held_out"] == 4
+    assert errors["pass"]
+    strict = {"method": "errors", "models": {"main": models}, "threshold": {"forces": expected / 2}}
+    assert not do(strict, tuple(labels))[1]["pass"]
+    model, stability = do({**dynamics, "method": "stability", "models": models})
+    assert stability["reached"] == pytest.approx(3.0)
+    assert [c["name"] for c in stability["criteria"] if not c["ok"]] == []
+    reference, _ = do({**dynamics, "method": "reference"})
+    first, second = store.frames("validate", model), store.frames("validate", reference)
+    np.testing.assert_allclose(first.positions[0], second.positions[0], atol=1e-3)  # the same start
+    rdf = {"method": "rdf", "bins": 40, "cutoff": 4.5, "threshold": 0.2}
+    _, found = do(rdf, (model, reference))
+    assert found["pass"]
+    assert list(found["pairs"]) == ["Ar-Ar"]
