@@ -1,7 +1,7 @@
 """What campaign itself costs: tasks a second against plain Parsl, and a real run against its engines' own time.
 
-    python benchmarks/overhead.py            no-op tasks against parsl-perf, then templates/quickstart.yaml (minutes)
-    python benchmarks/overhead.py --quick    the same on templates/argon.yaml made small
+python benchmarks/overhead.py            no-op tasks against parsl-perf, then templates/quickstart.yaml (minutes)
+python benchmarks/overhead.py --quick    the same on templates/argon.yaml made small
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def critical_path(records: list[Record]) -> tuple[float, float]:
 
 
 def demo(folder: Path, quick: bool) -> tuple[float, float]:
-    """Run a real campaign as a user would; return (wall seconds of the command, engine seconds on the critical path)."""
+    """Run a real campaign as a user would; return (its wall seconds, engine seconds on the critical path)."""
     file = HERE.parent / "templates" / "quickstart.yaml"
     if quick:
         file = folder / "small.yaml"

@@ -25,8 +25,9 @@ from campaign.tasks import Context, Json, Record, Task
 IN_FLIGHT = 2000
 #: How often the machine may fail a task (worker or node lost) before the task itself is suspected.
 MACHINE_FAULTS = 5
-#: Failures of the machine in a row, with nothing finished in between, after which the run stops.
-HOPELESS = 12
+#: When the machine loses this many tasks in a row and finishes none for so many seconds, the run stops. Both: a node
+#: that dies loses all its tasks at once, and the others go on.
+HOPELESS, HOPELESS_SECONDS = 12, 20.0
 #: Seconds between two looks at what the user sees.
 LOOK = 0.5
 
@@ -81,6 +82,7 @@ class Flow:
         self._max_failed = max_failed
         self._machine_faults: Counter[str] = Counter()
         self._barren = 0
+        self._barren_since = 0.0
         self._queue: list[tuple[int, int, Task]] = []
         self._later: list[tuple[float, int, Task]] = []
         self._count = itertools.count()
@@ -193,20 +195,16 @@ class Flow:
             self._settle(record)
         if full is not None:
             raise DiskFull(full)
-        self._check_failures()
+        self._check_failures(records[-1])
 
     def _try_again(self, task: Task, record: Record) -> bool:
         """Schedule another attempt if the rules allow one."""
         if record["transient"]:
+            self._barren_since = time.time() if not self._barren else self._barren_since
             self._barren += 1
-            if self._barren >= HOPELESS:
-                raise TooManyFailures(
-                    f"The last {HOPELESS} tasks were lost by the machine and none was finished; the last cause: "
-                    f"{record['cause']} Look into RUN/logs, mend the site file, and give the same command again."
-                )
             self._machine_faults[task.id] += 1
             faults = self._machine_faults[task.id]
-            if faults >= MACHINE_FAULTS:
+            if faults >= MACHINE_FAULTS and not self._hopeless():
                 return False
             heapq.heappush(self._later, (time.time() + min(60.0, 0.5 * 2**faults), next(self._count), task))
             return True
@@ -217,7 +215,16 @@ class Flow:
         heapq.heappush(self._queue, (task.priority, next(self._count), task))
         return True
 
-    def _check_failures(self) -> None:
+    def _hopeless(self) -> bool:
+        """Tell whether the machine finishes nothing any more: then no task is to blame."""
+        return self._barren >= HOPELESS and time.time() - self._barren_since > HOPELESS_SECONDS
+
+    def _check_failures(self, last: Record) -> None:
+        if self._hopeless():
+            raise TooManyFailures(
+                f"The last {self._barren} tasks were lost by the machine and none was finished; the last cause: "
+                f"{last['cause']} Look into RUN/logs, mend the site file, and give the same command again."
+            )
         for stage in self.stages:
             failed = self.counts[stage.name].failed
             allowed = self._max_failed * max(stage.total(self.board), 1)

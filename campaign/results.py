@@ -65,7 +65,7 @@ def headline(folder: Path) -> list[str]:
 
 def _headline(result: dict[str, Json]) -> list[str]:
     verdict = "pass" if result["pass"] else "FAIL"
-    limit = result.get("threshold")
+    limit: Json = result.get("threshold", {})
     if result["method"] == "errors":
         lines = []
         for name, errors in result["sets"].items():

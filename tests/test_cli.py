@@ -26,7 +26,9 @@ validate: [{method: errors, held_out: 5}]
 def campaign(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``campaign WORDS`` and return what came out."""
     command = [sys.executable, "-m", "campaign.cli", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+    )
 
 
 @pytest.fixture

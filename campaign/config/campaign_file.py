@@ -222,7 +222,6 @@ class LammpsLabel(Model):
         description="reference potential; default system.potential",
         examples=[{"lammps": "potentials/nacl_bmhtf.lmp"}],
     )
-    ranks: Count = Field(1, description="MPI ranks of each calculation")
     attempts: Count = Field(2, description="tries before a frame is quarantined")
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from campaign.config.campaign_file import STAGES, Campaign, LammpsLabel, MolecularDynamics
+from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics
 from campaign.config.fields import suggest
 from campaign.config.physics import View
 from campaign.config.site_file import ENGINES, OPTIONS, Executor, Site
@@ -120,8 +120,6 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
             what = f"executor {name} of site {site.name} asks for {site.executors[name].gpus} GPUs of this machine"
             say(stage, what, f"{missing - 1}", f"set 'gpus: 0' for {name} in the site file, or run on another site")
     asked = {f"sample[{i}]": s.ranks for i, s in enumerate(spec.sample) if isinstance(s, MolecularDynamics)}
-    if isinstance(spec.label, LammpsLabel):
-        asked["label"] = spec.label.ranks
     for key, ranks in asked.items():
         stage = key.partition("[")[0]
         if ranks > 1 and not site.launch.get("lammps"):

@@ -75,9 +75,7 @@ def copy_template(name: str, to: Path) -> list[Path]:
     names = {source: to, **{path: to.parent / written for written, path in load_campaign(source).files.items()}}
     blocked = [p for s, p in names.items() if p.exists() and (p == to or p.read_bytes() != s.read_bytes())]
     if blocked:
-        raise InputError(
-            *(f"{p}: this file is there already; remove it or name another with -o" for p in blocked)
-        )
+        raise InputError(*(f"{p}: this file is there already; remove it or name another with -o" for p in blocked))
     if not to.parent.is_dir():
         raise InputError(f"{to}: there is no folder {to.parent}; make it first")
     written = []

@@ -148,7 +148,7 @@ def _line(event: Any) -> int:
     return int(event.start_mark.line) + 1
 
 
-class _Stop(Exception):  # noqa: N818 - ends the reading after a problem was noted
+class _Stop(Exception):
     """Nothing after this can be read."""
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+#: Frames near a run's temperature that stand for its equilibrium.
+NEAR = 8
+
 #: Points of a parity plot that are kept for the report.
 PARITY_POINTS = 2000
 
@@ -255,7 +258,8 @@ def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
     from campaign.engines.fake import ToyCrystal
 
     p = task.params
-    start = _nearest(store, p["start"], p["temperature"])
+    near = _nearest(store, p["start"], p["temperature"])
+    start = near[:1]
     model: Forces | None = None
     if p["method"] == "stability":
         model = Mean(load_models(store, p["models"]))
@@ -280,17 +284,16 @@ def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
         arrays, failure = error.frames, str(error)
     kinetic = arrays.pop("kinetic")
     run = Frames.build(start.numbers[0], **arrays, task=task.number)
-    result = criteria.judge(run, kinetic, start, p, failure)
+    result = criteria.judge(run, kinetic, near, p, failure)
     result["method"] = p["method"]
     return _publish(result, {**dict(run.arrays()), "kinetic": kinetic})
 
 
 def _nearest(store: Store, candidates: list[str], temperature: float) -> Frames:
-    """Return, of some frames of the pool, the one whose thermostat was nearest to ``temperature``."""
+    """Return, of some frames of the pool, the few whose thermostat was nearest to ``temperature``, nearest first."""
     block = store.collect("sample", candidates)[0]
     off = np.abs(block.temperature - temperature)
-    k = int(np.argmin(np.where(np.isnan(off), np.inf, off)))
-    return block[k : k + 1]
+    return block[np.argsort(np.where(np.isnan(off), np.inf, off), kind="stable")[:NEAR]]
 
 
 def _elements(frames: Frames) -> tuple[str, ...]:

@@ -134,10 +134,10 @@ def test_more_ranks_than_cores(tmp_path: Path) -> None:
 
 
 def test_ranks_without_a_launch_command(tmp_path: Path) -> None:
-    loaded = changed(tmp_path, "engine: lammps", "engine: lammps\n  ranks: 2")
+    loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 2\n")
     text = GOOD.replace('launch:\n  lammps: [srun, -n, "{ranks}"]\n', "")
     (problem,) = check_together(loaded, load_site(write(tmp_path, text)))
-    assert "label.ranks: site cluster has no command to launch LAMMPS" in problem
+    assert "sample[0].ranks: site cluster has no command to launch LAMMPS" in problem
     assert "got 2; write 'lammps: [mpiexec" in problem
 
 

@@ -144,7 +144,9 @@ def test_a_failed_label_is_quarantined_and_the_rest_goes_on(tmp_path: Path) -> N
     assert status["stages"]["label"]["failed"] == 1  # type: ignore[index]
     assert [f["cause"] for f in status["failures"]] == ["The fake engine was told to fail on this frame."]  # type: ignore[union-attr,attr-defined]
     assert status["stages"]["train"]["state"] == "done"  # type: ignore[index]
-    tries = [r for r in read_ledger(tmp_path / "toy" / "ledger.jsonl") if r["stage"] == "label" and r["state"] != "done"]
+    tries = [
+        r for r in read_ledger(tmp_path / "toy" / "ledger.jsonl") if r["stage"] == "label" and r["state"] != "done"
+    ]
     assert [r["state"] for r in tries] == ["failed", "quarantined"]
     assert export_of(tmp_path / "toy", "rejected", tmp_path / "bad.extxyz") == 1
     assert "told to fail" in (tmp_path / "bad.extxyz").read_text()

@@ -67,7 +67,15 @@ def test_records_come_back_and_a_lost_worker_is_a_transient_failure(tmp_path: Pa
 
 def _slow(run: Path) -> Task:
     params = {"method": "fake", "structure": {"prototype": "fcc", "elements": ["Ar"], "a": 5.3, "supercell": [1, 1, 1]}}
-    params |= {"walker": [0, 0], "seed": 1, "displacement": 0.1, "temperature": 1.0, "segment": 0, "frames": 1, "first": 0}
+    params |= {
+        "walker": [0, 0],
+        "seed": 1,
+        "displacement": 0.1,
+        "temperature": 1.0,
+        "segment": 0,
+        "frames": 1,
+        "first": 0,
+    }
     return Task("sample", "slow", params, extra={"delay": 60.0})
 
 

@@ -87,11 +87,20 @@ def test_a_hot_frame_and_a_warm_half_are_two_things():
     hot[3] = 300 * TEMPERATURE * 1.01
     assert broken(judge(frames, hot, start, ASKED)) == {"temperature"}
     warm = kinetic.copy()
-    warm[N // 2 :] += 300 * (TEMPERATURE_DRIFT + 0.05)
+    limits = {c["name"]: c["limit"] for c in judge(frames, kinetic, start, ASKED)["criteria"]}
+    assert limits["temperature drift"] == pytest.approx(3 * np.sqrt(2 / 24 / 9), rel=1e-6)  # 8 atoms, 0.9 ps: noise
+    warm[N // 2 :] += 300 * (limits["temperature drift"] + 0.05)
     result = judge(frames, warm, start, ASKED)
     assert broken(result) == {"temperature drift"}
     assert result["first_bad"] is None  # no single frame is bad
-    assert broken(judge(frames, kinetic - 60, start, ASKED)) == {"temperature drift"}
+    assert broken(judge(frames, kinetic - 120, start, ASKED)) == {"temperature drift"}
+
+
+def test_the_temperature_of_a_long_run_is_judged_by_the_limit_alone():
+    frames, kinetic, start = run(2000)
+    asked = {**ASKED, "time": 200.0}
+    assert broken(judge(frames, kinetic, start, asked)) == set()
+    assert broken(judge(frames, kinetic - 300 * TEMPERATURE_DRIFT * 1.1, start, asked)) == {"temperature drift"}
 
 
 @pytest.mark.parametrize("sign", [1, -1])
