@@ -9,6 +9,7 @@ the driver, a worker, or every process at once. The two runs are then compared f
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -29,6 +30,7 @@ from campaign.pipeline import survey
 from campaign.stages.trained import WEIGHTS
 from campaign.store.ledger import read_ledger
 from campaign.store.store import Store
+from campaign.tasks import TOKEN_VARIABLE
 
 CAMPAIGN = """
 campaign: kill
@@ -65,30 +67,38 @@ def lines(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Return every process that belongs to a driver (its interchange and workers may have left its group)."""
+def family(run: Path) -> list[psutil.Process]:
+    """Return every process that the present driver started, by the token in its environment."""
+    found = []
     try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
+        token = json.loads((run / "driver.lock").read_text())["token"]
+    except (OSError, ValueError):
         return []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TOKEN_VARIABLE) == token:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
-def kill(process: subprocess.Popen[bytes], how: str, rng: random.Random) -> str:
+def kill(process: subprocess.Popen[bytes], run: Path, how: str, rng: random.Random) -> str:
     """Kill the driver, one of its workers, or everything; return what was killed."""
-    children = family(process)
-    workers = [p for p in children if "process_worker_pool" in " ".join(_command(p)) or not p.children()]
+    children = family(run)
+    workers = [p for p in children if "spawn_main" in " ".join(_command(p))]
     if how == "worker" and workers:
         rng.choice(workers).kill()
         return "worker"
     process.kill()
-    if how == "group":
+    if how != "driver":
         for child in children:
             try:
                 child.kill()
             except psutil.NoSuchProcess:
                 continue
     process.wait()
-    return how
+    return "driver" if how == "driver" else "group"
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -98,26 +108,38 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def disturbed(folder: Path, kills: int, expected: int, rng: random.Random) -> tuple[Counter[str], Counter[str], float]:
-    """Run the campaign, killing it ``kills`` times at random places of its ledger; return (how, where, seconds)."""
+def aims(reference: Path, kills: int, rng: random.Random) -> list[tuple[int, str, float]]:
+    """Return (line of the ledger, stage, most seconds after it) to kill at: stages in turn, a random task of each."""
+    records = read_ledger(reference / "ledger.jsonl")
+    stages = list(dict.fromkeys(r["stage"] for r in records))
+    found = []
+    for k in range(kills):
+        line = rng.choice([n for n, r in enumerate(records) if r["stage"] == stages[k % len(stages)]])
+        found.append((line, records[line]["stage"], records[line]["seconds"] + 0.3))
+    return sorted(found)
+
+
+def disturbed(
+    folder: Path, places: list[tuple[int, str, float]], rng: random.Random
+) -> tuple[Counter[str], Counter[str], float]:
+    """Run the campaign and kill it at each of these places; return (how, where, seconds)."""
     run = folder / "killed" / "kill"
-    places = sorted(rng.randrange(0, expected) for _ in range(kills))
+    kills = len(places)
     modes = [("driver", "worker", "group")[k % 3] for k in range(kills)]
     rng.shuffle(modes)
     how: Counter[str] = Counter()
     where: Counter[str] = Counter()
     began = time.time()
     process = start(folder, "killed", folder / "killed.log")
-    for place, mode in zip(places, modes, strict=True):
-        while lines(run) < place and process.poll() is None:
+    for (line, stage, most), mode in zip(places, modes, strict=True):
+        while lines(run) < line and process.poll() is None:
             time.sleep(0.02)
-        time.sleep(rng.uniform(0, 1.5))
+        time.sleep(rng.uniform(0, most))
         if process.poll() is not None:
             process = start(folder, "killed", folder / "killed.log")
             time.sleep(rng.uniform(0, 4.0))
-        records = read_ledger(run / "ledger.jsonl")
-        where[records[-1]["stage"] if records else "start"] += 1
-        how[kill(process, mode, rng)] += 1
+        where[stage] += 1
+        how[kill(process, run, mode, rng)] += 1
         if process.poll() is not None:
             process = start(folder, "killed", folder / "killed.log")
     code = process.wait()
@@ -184,7 +206,7 @@ def main() -> None:
     kills = 3 if options.quick else options.kills
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(tempfile.mkdtemp(prefix="campaign-kill-"))
-    (folder / "kill.yaml").write_text(CAMPAIGN)
+    (folder / "kill.yaml").write_text(CAMPAIGN.replace("24000", "12000") if options.quick else CAMPAIGN)
     (folder / "argon.lmp").write_text(POTENTIAL)
     began = time.time()
     if start(folder, "whole", folder / "whole.log").wait() != 0:
@@ -193,13 +215,14 @@ def main() -> None:
     reference = folder / "whole" / "kill"
     expected = lines(reference)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    how, where, seconds = disturbed(folder, kills, expected, random.Random(options.seed))
+    rng = random.Random(options.seed)
+    how, where, seconds = disturbed(folder, aims(reference, kills, rng), rng)
     found = differences(reference, folder / "killed" / "kill")
     found["redone"] = redone(folder / "killed" / "kill")
     rows = [
         ("tasks", expected),
         ("kills", ", ".join(f"{n} {k}" for k, n in sorted(how.items()))),
-        ("stage of the last finished task", ", ".join(f"{n} {k}" for k, n in where.items())),
+        ("aimed at a task of", ", ".join(f"{n} {k}" for k, n in where.items())),
         ("seconds, undisturbed / killed", f"{whole:.0f} / {seconds:.0f}"),
         ("frames lost / duplicated", f"{found['lost']} / {found['duplicated']}"),
         ("frames / labels / models that differ", f"{found['frames']} / {found['labels']} / {found['models']}"),
@@ -210,7 +233,7 @@ def main() -> None:
     asked = dict.fromkeys(found, 0)
     if not options.keep:
         shutil.rmtree(folder, ignore_errors=True)
-    report("kill", rows, figures, asked, ok=all(v == 0 for v in found.values()))
+    report("kill", [{"what": a, "figure": b} for a, b in rows], figures, asked, ok=all(v == 0 for v in found.values()))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def main() -> None:
     ]
     # Start-up alone outweighs a campaign of seconds: the quick run shows that ratio and does not judge it.
     ok = ratio >= TASKS_ASKED and (options.quick or wall / path <= WALL_ASKED)
-    report("overhead", rows, figures, asked, ok=ok)
+    report("overhead", [{"what": a, "figure": b} for a, b in rows], figures, asked, ok=ok)
 
 
 if __name__ == "__main__":

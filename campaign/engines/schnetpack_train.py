@@ -37,7 +37,7 @@ _AVERAGE = 0.99
 _WARM_UP = 0.1
 #: The wall stands at this part of the shortest distance in training: frames never seen come a little closer than
 #: that and are still predicted well, while the holes of the network lie deeper.
-_WALL_AT = 0.92
+_WALL_AT = 0.85
 #: Smallest spread by which a target is divided: eV/atom, eV/Å, eV/Å^3.
 _SMALLEST = {"energy": 1e-3, "forces": 1e-3, "stress": 1e-5}
 Tensors = dict[str, "torch.Tensor"]

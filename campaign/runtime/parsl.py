@@ -107,8 +107,9 @@ def _executor(site: Site, name: str, token: str) -> Any:
         cores_per_worker=spec.cores_per_worker,
         available_accelerators=spec.gpus,
         prefetch_capacity=0,  # a task is handed out when a worker is free, so priorities count
+        interchange_launch_cmd=[sys.executable, "-m", "campaign.runtime.interchange"],
         heartbeat_period=5,
-        heartbeat_threshold=30,
+        heartbeat_threshold=20,  # s; how long workers outlive a driver that was killed
         poll_period=10,  # ms
         encrypted=True,
     )

@@ -1,8 +1,8 @@
 """Zarr v3 arrays as the store keeps them: uncompressed, in chunks of whole rows, so any Zarr reader opens them.
 
-A row of such a chunk lies at a known place of its file. Writing and reading a few rows is then plain file access: four
-times quicker than through zarr-python for small groups, and one frame of a large chunk is read without the rest
-(``benchmarks/store.py``). Arrays of another layout are read with zarr-python.
+A row of such a chunk lies at a known place of its file. Writing, and reading a few rows, is then plain file access:
+three to ten times quicker than through zarr-python for small groups, and one frame of a large chunk is read without the
+rest (``benchmarks/store.py``). Arrays of another layout are read with zarr-python.
 """
 
 from __future__ import annotations

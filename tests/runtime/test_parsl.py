@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -103,21 +104,56 @@ def test_a_killed_driver_leaves_nothing_running_and_loses_nothing(tmp_path: Path
     (tmp_path / "toy.yaml").write_text(TOY)
     assert start(tmp_path, "whole").wait(120) == 0
     run = tmp_path / "killed" / "toy"
-    for lines in (3, 20):
+    for lines in (3, 12):
         process = start(tmp_path, "killed")
         end = time.time() + 90
         while time.time() < end and len(read_ledger(run / "ledger.jsonl")) < lines:
             time.sleep(0.1)
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = started_by(run)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert status_of(run)["state"] == "interrupted"
+    assert alive(family)
     assert start(tmp_path, "killed").wait(120) == 0, (tmp_path / "log").read_text()
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not alive(family)  # ended by the next driver, at once
     assert status_of(run)["state"] == "done"
     assert chosen(run) == chosen(tmp_path / "whole" / "toy")
     done = Counter(r["task"] for r in read_ledger(run / "ledger.jsonl") if r["state"] == "done")
     assert set(done.values()) == {1}
+
+
+def started_by(run: Path) -> list[psutil.Process]:
+    """Return every process that the present driver of a run started, by the token in its environment."""
+    token = json.loads((run / "driver.lock").read_text())["token"]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TOKEN_VARIABLE) == token:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def alive(family: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+def test_workers_end_by_themselves_when_the_driver_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(TOY)
+    process = start(tmp_path, "runs")
+    end = time.time() + 60
+    while time.time() < end and len(read_ledger(tmp_path / "runs/toy/ledger.jsonl")) < 2:
+        time.sleep(0.1)
+    family = started_by(tmp_path / "runs" / "toy")
+    assert len(family) >= 3
+    process.kill()
+    process.wait()
+    end = time.time() + 60
+    while time.time() < end and alive(family):
+        time.sleep(1.0)
+    assert not alive(family)
 
 
 def test_a_second_driver_is_told_who_is_there(tmp_path: Path) -> None:
