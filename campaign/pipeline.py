@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from campaign.errors import InputError
+from campaign.errors import InputError, StoreError
 from campaign.flow import Flow, History
 from campaign.runtime.runner import InlineRunner, Runner
 from campaign.stages.board import Stage
@@ -99,8 +99,11 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
                 with _runner(site, directory, options.inline) as runner:
                     flow.run(runner, directory, context, lambda: options.view.update(status()))
             _pack(flow, directory)
-        finally:
-            _write_results(flow, directory, status(live=False))
+        except BaseException:  # whatever ends the run, people get to see what is there
+            with suppress(OSError, StoreError):
+                _write_results(flow, directory, status(live=False))
+            raise
+        _write_results(flow, directory, status(live=False))
         options.view.update(status(live=False))
         return status(live=False)
 

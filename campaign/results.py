@@ -30,7 +30,13 @@ NOVELTY_POINTS = 5000
 
 
 def write_outputs(flow: Flow, run: Path, store: Store) -> None:
-    """Write models, validation results and the report of what is finished."""
+    """Write models and validation results of what is finished.
+
+    Raises
+    ------
+    StoreError
+        The run directory cannot be written.
+    """
     for task in _models(flow):
         name = str(store.locate("train", task).record["name"])
         if not model_path(run / "models", name).exists():  # lost, or continued from the store alone

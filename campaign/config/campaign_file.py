@@ -21,6 +21,7 @@ from campaign.config.fields import (
     Number,
     Positive,
     Scalars,
+    Switch,
     Temperature,
     tag_by,
 )
@@ -266,9 +267,10 @@ class SchNet(Model):
     interactions: Count = Field(3, description="interaction blocks")
     cutoff: Positive = Field(6.0, description="Å")
     loss: Loss = Field(default_factory=Loss, description="weights of energy, forces and stress")
-    epochs: Count = Field(500, description="passes over the training set")
-    batch: Count = Field(4, description="frames in a training step")
-    rate: Positive = Field(1e-3, description="learning rate")
+    epochs: Count = Field(200, description="passes over the training set")
+    batch: Count = Field(1, description="frames in a training step")
+    rate: Positive = Field(5e-3, description="largest learning rate of the schedule")
+    wall: Switch = Field(True, description="repulsion inside 0.85 of the shortest distances in training")
 
 
 class FakeModel(Model):

@@ -87,6 +87,14 @@ def number(value: object) -> float:
         raise wrong("this number is too large", "write a smaller number") from None
 
 
+def switch(value: object) -> bool:
+    """Return true or false; numbers and text are wrong."""
+    if not isinstance(value, bool):
+        raise wrong("true or false is needed", "write true or false")
+    return value
+
+
+Switch = Annotated[bool, BeforeValidator(switch)]
 Integer = Annotated[int, BeforeValidator(integer)]
 NonNegativeInteger = Annotated[int, Field(ge=0), BeforeValidator(integer)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(integer)]

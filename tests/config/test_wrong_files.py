@@ -57,6 +57,7 @@ CASES = {
     "key written twice": Wrong("campaign: nacl-rnd", "seed: 2", 2, "seed", "seed", "keep one"),
     "bad campaign name": Wrong("nacl-rnd", "NaCl rnd", 1, "campaign", "'NaCl rnd'", "lower-case"),
     "name is a number": Wrong("nacl-rnd", "12", 1, "campaign", "12", "quotes"),
+    "switch that is text": Wrong("members: 2", "wall: maybe", 16, "train.wall", "'maybe'", "true or false"),
     # Variants
     "misspelt method": Wrong("method: npt", "method: ntp", 7, "sample[0].method", "'ntp'", "'npt'"),
     "misspelt select": Wrong("rnd_stream", "rnd_steam", 14, "select.method", "'rnd_steam'", "'rnd_stream'"),
