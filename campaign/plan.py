@@ -6,6 +6,7 @@ import platform
 import shutil
 import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -227,7 +228,7 @@ def try_site(site: Site) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=Path.cwd()) as folder:
         start = time.time()
-        runner = ParslRunner(run_task, site, Path(folder) / "logs", "")
+        runner = ParslRunner(run_task, site, Path(folder) / "logs", uuid.uuid4().hex)
         try:
             runner.submit(Task("noop", "try", {}), Context(Path(folder)))
             records: list[Record] = []

@@ -119,12 +119,24 @@ class Context:
         0 for the first try.
     token
         Names the driver that sent the task, so that a later driver can end what an earlier one left running.
+    sent
+        Counts what the driver sent: names this very try, whoever makes it.
     """
 
     run: Path
     launch: dict[str, list[str]] = field(default_factory=dict)
     attempt: int = 0
     token: str = ""
+    sent: int = 0
+
+    @property
+    def workers(self) -> Path:
+        """Where each worker writes which task it is at (``mark``)."""
+        return self.run / "logs" / "workers"
+
+    def mark(self, task: str) -> str:
+        """Return what a worker writes when it starts this try of a task."""
+        return f"{task} {self.sent}"
 
     def folder(self, task: Task) -> Path:
         """Return (and make) the folder for the task's own files, ``RUN/tasks/<id>``."""
@@ -134,12 +146,18 @@ class Context:
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON-able form that crosses process boundaries."""
-        return {"run": str(self.run), "launch": self.launch, "attempt": self.attempt, "token": self.token}
+        return {
+            "run": str(self.run),
+            "launch": self.launch,
+            "attempt": self.attempt,
+            "token": self.token,
+            "sent": self.sent,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Json]) -> Context:
         """Rebuild a context sent to a worker."""
-        return cls(Path(data["run"]), data["launch"], data["attempt"], data["token"])
+        return cls(Path(data["run"]), data["launch"], data["attempt"], data["token"], data["sent"])
 
 
 @dataclass(frozen=True)

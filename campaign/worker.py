@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import socket
 import time
+from functools import lru_cache
 
 from campaign.errors import CampaignError, DiskFull, StoreError
 from campaign.tasks import Context, Json, Record, Task, new_record
@@ -27,6 +30,8 @@ def run_task(task_json: dict[str, Json], context_json: dict[str, Json], **_sched
     task, context = Task.from_json(task_json), Context.from_json(context_json)
     record = new_record(task, context.attempt)
     try:
+        if context.sent:
+            _mark(task, context)
         stage = importlib.import_module(f"campaign.stages.{task.stage}")
         if hasattr(stage, "load"):
             stage.load(task)
@@ -52,6 +57,17 @@ def run_task(task_json: dict[str, Json], context_json: dict[str, Json], **_sched
         _keep_traceback(task, context)
     record["seconds"] = time.time() - record["start"]
     return record
+
+
+def _mark(task: Task, context: Context) -> None:
+    """Write down which task this worker is at, so that the driver can tell work from silence."""
+    os.pwrite(_mark_file(str(context.workers), os.getpid()), context.mark(task.id).ljust(48).encode(), 0)
+
+
+@lru_cache(maxsize=1)
+def _mark_file(folder: str, pid: int) -> int:
+    """Return the open file of this worker's mark: it is written for every task, however short."""
+    return os.open(os.path.join(folder, f"{socket.gethostname()} {pid}"), os.O_WRONLY | os.O_CREAT, 0o644)
 
 
 def _fail(record: Record, cause: str, transient: bool) -> None:

@@ -19,6 +19,7 @@ LAYERS = {
     "frames": 0,
     "tasks": 0,
     "errors": 0,
+    "leftovers": 0,
     "science": 1,
     "config": 1,
     "engines": 2,
@@ -36,7 +37,13 @@ LAYERS = {
     "__main__": 8,
 }
 #: Arrows within a layer: the nouns know each other, and the worker hands a task to its stage.
-SIDEWAYS = {("frames", "errors"), ("tasks", "errors"), ("frames", "tasks"), ("worker", "stages")}
+SIDEWAYS = {
+    ("frames", "errors"),
+    ("tasks", "errors"),
+    ("frames", "tasks"),
+    ("worker", "stages"),
+    ("leftovers", "tasks"),
+}
 #: The report draws plain data: it reads nothing from a store and starts nothing.
 ONLY = {"report": {"science", "frames", "tasks", "errors", "config"}}
 STAGES = {"sample", "select", "distill", "label", "train", "learn", "transfer", "validate"}

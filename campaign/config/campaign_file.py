@@ -241,7 +241,7 @@ class FakeLabel(Model):
     engine: Literal["fake"] = "fake"
     attempts: Count = Field(2, description="tries before a frame is quarantined")
     delay: NonNegative = Field(0.0, description="seconds that a label takes")
-    fail: tuple[NonNegativeInteger, ...] = Field((), description="selected frames, by number, whose label fails")
+    fail: tuple[NonNegativeInteger, ...] = Field((), description="frames, by number in their segment, that fail")
 
 
 Label = Annotated[

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import queue
 import shlex
+import shutil
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from campaign.errors import InputError
+from campaign.leftovers import end_leftovers
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record
 
 if TYPE_CHECKING:
@@ -37,32 +45,48 @@ class ParslRunner:
     logs
         Folder for Parsl's own files.
     token
-        Written into the environment of everything started here (``store.rundir.end_leftovers``).
+        Written into the environment of everything started here (``leftovers.end_leftovers``).
+    patience
+        Seconds of silence, with tasks sent and no worker at any of them, after which the workers are started afresh.
     """
 
-    def __init__(self, work: Work, site: Site, logs: Path, token: str) -> None:
-        from parsl.config import Config
-        from parsl.dataflow.dflow import DataFlowKernel
-
+    def __init__(self, work: Work, site: Site, logs: Path, token: str, patience: float = 60.0) -> None:
         self._work = work
         self._site = site
-        self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
+        self._logs = logs
+        self._token = token
+        self._patience = patience
+        self._count = itertools.count(1)
+        self._flying: dict[str, tuple[Task, Context]] = {}
+        self._heard = time.time()
+        self._records: queue.SimpleQueue[tuple[int, Record]] = queue.SimpleQueue()
         os.environ[TOKEN_VARIABLE] = token
         os.environ["SPT_NOENV"] = "1"  # Parsl renames its processes; keep their environment, and the token, readable
         # Parsl finds interchange.py and process_worker_pool.py on PATH.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self._close_log = _log(logs)
+        self._kernel = self._start()
+
+    def _start(self) -> Any:
+        from parsl.config import Config
+        from parsl.dataflow.dflow import DataFlowKernel
+
+        shutil.rmtree(self._logs / "workers", ignore_errors=True)
+        (self._logs / "workers").mkdir(parents=True)
         config = Config(
-            executors=executors(site, token),
-            run_dir=str(logs),
+            executors=executors(self._site, self._token),
+            run_dir=str(self._logs),
             retries=0,
             strategy="simple",
             initialize_logging=False,
         )
-        self._kernel = DataFlowKernel(config)
+        return DataFlowKernel(config)
 
     def submit(self, task: Task, context: Context) -> None:
         """Queue a task on its stage's executor; a lower priority number runs first."""
+        context = replace(context, sent=next(self._count))
+        self._flying[task.id] = (task, context)
+        self._heard = time.time()
         future = self._kernel.submit(
             self._work,
             app_args=(task.to_json(), context.to_json()),
@@ -72,23 +96,88 @@ class ParslRunner:
             app_kwargs={"parsl_resource_specification": {"priority": task.priority}},
         )
         sent = time.time()
-        future.add_done_callback(lambda done: self._records.put(_record_of(done, task, context, sent)))
+        future.add_done_callback(lambda done: self._records.put((context.sent, _record_of(done, task, context, sent))))
 
     def wait(self, seconds: float) -> list[Record]:
         """Return every record that came in; wait up to ``seconds`` for the first."""
-        found: list[Record] = []
+        arrived: list[tuple[int, Record]] = []
         try:
-            found.append(self._records.get(timeout=seconds))
+            arrived.append(self._records.get(timeout=seconds))
             time.sleep(GATHER)
             while True:
-                found.append(self._records.get_nowait())
+                arrived.append(self._records.get_nowait())
         except queue.Empty:
-            return found
+            pass
+        # A try that was given up (``_start_afresh``) may still answer: its record is not wanted any more.
+        wanted = [r for sent, r in arrived if r["task"] in self._flying and self._flying[r["task"]][1].sent == sent]
+        for record in wanted:
+            del self._flying[record["task"]]
+        if wanted:
+            self._heard = time.time()
+        elif self._silent():
+            return self._start_afresh()
+        return wanted
+
+    def _silent(self) -> bool:
+        """Tell whether blocks run and tasks are waiting, but no worker is at any of them.
+
+        Parsl's workers can get into that state: one killed while it waits for a task takes the lock of the queue with
+        it. An interchange that was killed looks the same.
+        """
+        if not self._flying:
+            return False
+        posts = [e.interchange_proc for e in self._kernel.executors.values() if hasattr(e, "interchange_proc")]
+        if any(post is not None and post.poll() is not None for post in posts):
+            return True
+        if time.time() - self._heard < self._patience:
+            return False
+        blocks = [s for e in self._kernel.executors.values() for s in getattr(e, "status_facade", {}).values()]
+        if not any(s.state.name == "RUNNING" for s in blocks):
+            self._heard = time.time()  # waiting for the batch system
+            return False
+        marks = {context.mark(task.id) for task, context in self._flying.values()}
+        if any(path.read_text().strip() in marks and _lives(path.name) for path in (self._logs / "workers").iterdir()):
+            self._heard = time.time()  # long tasks
+            return False
+        return True
+
+    def _start_afresh(self) -> list[Record]:
+        """End all workers, start new ones, and hand every task in flight back as lost by the machine."""
+        _give_up(self._kernel)
+        end_leftovers(self._token)
+        lost = [new_record(task, context.attempt) for task, context in self._flying.values()]
+        for record in lost:
+            record["state"], record["transient"] = "failed", True
+            record["cause"] = "No worker took up a task any more; the workers are started afresh."
+        self._flying.clear()
+        self._patience *= 2  # a slow file system must not be restarted for ever
+        self._kernel = self._start()
+        self._heard = time.time()
+        return lost
 
     def close(self) -> None:
         """Stop the workers; tasks in flight are abandoned."""
-        self._kernel.cleanup()
+        _give_up(self._kernel)
+        end_leftovers(self._token)
         self._close_log()
+
+
+def _lives(name: str) -> bool:
+    """Tell whether the worker of a mark (``HOST PID``) may be alive: one on another host may."""
+    host, _, pid = name.rpartition(" ")
+    if host != socket.gethostname():
+        return True
+    try:
+        return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _give_up(kernel: Any, seconds: float = 20.0) -> None:
+    """Close a Parsl kernel; one whose interchange does not answer would wait for ever, so wait a while at most."""
+    closing = threading.Thread(target=kernel.cleanup, daemon=True)
+    closing.start()
+    closing.join(seconds)
 
 
 def _log(logs: Path) -> Callable[[], None]:

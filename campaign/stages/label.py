@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -55,18 +54,18 @@ class Label:
 
     def plan(self, board: Board) -> Iterator[Task]:
         """Yield a task for every frame that was chosen since the last call."""
-        fresh: deque[tuple[int, str, int]] = deque()
+        fresh: list[tuple[str, int]] = []
         for priority, chosen in enumerate(board.sets.values()):
             start = self._read.get(chosen.name, 0)
-            fresh.extend((number, frame, priority) for number, frame in enumerate(chosen.chosen[start:], start))
+            fresh += [(frame, priority) for frame in chosen.chosen[start:]]
             self._read[chosen.name] = len(chosen.chosen)
-        for number, frame, priority in fresh:
+        for frame, priority in fresh:
             if frame in self._frames:  # it is in another set too
                 continue
             self._frames.add(frame)
             source, index = parse_frame_id(frame)
             params = {**self._params, "frame": index}
-            if priority == 0 and number in self._fail:
+            if index in self._fail:
                 params["fail"] = True
             name = f"{self._params['engine']}/{frame}"
             extra = {**self._extra, "id": frame}

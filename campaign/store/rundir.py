@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import InputError, Locked, StoreError
+from campaign.leftovers import end_leftovers
 from campaign.store import groups
 from campaign.store.ledger import Ledger, read_ledger
 from campaign.store.store import Store
-from campaign.tasks import TOKEN_VARIABLE, Record
+from campaign.tasks import Record
 
 
 class RunDirectory:
@@ -186,22 +187,6 @@ def holder(run: Path) -> dict[str, Any] | None:
     finally:
         os.close(fd)
     return None
-
-
-def end_leftovers(token: str) -> int:
-    """End every process on this host that a killed driver left running; return how many there were."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(TOKEN_VARIABLE) == token:
-                process.kill()
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    psutil.wait_procs(found, timeout=5)
-    return len(found)
 
 
 def open_existing(path: Path) -> Path:

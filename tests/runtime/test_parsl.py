@@ -60,7 +60,49 @@ def test_records_come_back_and_a_lost_worker_is_a_transient_failure(tmp_path: Pa
         (lost,) = _wait(runner, 60)
         assert (lost["state"], lost["transient"]) == ("failed", True)
         assert "Lost" in lost["cause"]
-        runner.submit(Task("noop", "after", {"k": "after"}), context)
+    finally:
+        runner.close()
+
+
+def test_idle_workers_that_were_killed_do_not_hang_the_campaign(tmp_path: Path, path_with_parsl: None) -> None:
+    """A worker killed while it waits takes the lock of Parsl's task queue with it; nobody would ever get a task."""
+    runner = ParslRunner(run_task, load_site("local"), tmp_path / "logs", "test-token", patience=6.0)
+    context = Context(tmp_path)
+    try:
+        for k in range(20):
+            runner.submit(Task("noop", str(k), {"k": k}), context)
+        records: list[Record] = []
+        while len(records) < 20:
+            records += _wait(runner, 60)
+        time.sleep(1.0)
+        for pid in {r["pid"] for r in records}:
+            os.kill(pid, signal.SIGKILL)
+        task = Task("noop", "after", {"k": "after"})
+        runner.submit(task, context)
+        tries = 1
+        while (found := _wait(runner, 60))[0]["state"] != "done":
+            assert found[0]["transient"]
+            assert "started afresh" in found[0]["cause"]
+            runner.submit(task, context)
+            tries += 1
+        assert tries <= 2
+    finally:
+        runner.close()
+
+
+def test_a_killed_interchange_does_not_hang_the_campaign(tmp_path: Path, path_with_parsl: None) -> None:
+    runner = ParslRunner(run_task, load_site("local"), tmp_path / "logs", "test-token", patience=6.0)
+    try:
+        runner.submit(Task("noop", "before", {"k": "before"}), Context(tmp_path))
+        assert [r["state"] for r in _wait(runner, 60)] == ["done"]
+        for process in psutil.Process().children():
+            if "interchange" in process.name():
+                process.kill()
+        task = Task("noop", "after", {"k": "after"})
+        runner.submit(task, Context(tmp_path))
+        (lost,) = _wait(runner, 90)
+        assert (lost["state"], lost["transient"]) == ("failed", True)
+        runner.submit(task, Context(tmp_path))
         assert [r["state"] for r in _wait(runner, 60)] == ["done"]
     finally:
         runner.close()
