@@ -66,9 +66,11 @@ class Flow:
         What is finished already.
     max_failed
         Fraction of a stage's tasks that may be quarantined before the run stops.
+    workers
+        How many tasks are done at once, for the estimate of the time left.
     """
 
-    def __init__(self, stages: Sequence[Stage], history: History, max_failed: float = 0.2) -> None:
+    def __init__(self, stages: Sequence[Stage], history: History, max_failed: float = 0.2, workers: int = 1) -> None:
         self.stages = list(stages)
         self.board = Board()
         self.counts = {s.name: Counts() for s in stages}
@@ -80,6 +82,7 @@ class Flow:
         self._by_name = {s.name: s for s in stages}
         self._history = history
         self._max_failed = max_failed
+        self._workers = workers
         self._machine_faults: Counter[str] = Counter()
         self._barren = 0
         self._barren_since = 0.0
@@ -316,7 +319,7 @@ class Flow:
             if not counts.done:
                 return None
             left += missing * counts.seconds / counts.done
-        return left / max(1, len(self.flying))
+        return left / self._workers
 
     def _loss(self, logs: Path) -> float | None:
         """Return the latest loss of a training in flight."""

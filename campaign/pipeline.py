@@ -87,7 +87,8 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
         from campaign.config import dump
 
         directory.write_inputs(dump(loaded.spec), dump(site), files)
-        flow = _recovered(stages, loaded.spec, directory, options.retry_quarantined)
+        workers = 1 if options.inline else _workers(site)
+        flow = _recovered(stages, loaded.spec, directory, options.retry_quarantined, workers)
         context = Context(directory.path, {k: list(v) for k, v in site.launch.items()}, token=directory.token)
 
         def status(live: bool = True) -> dict[str, Json]:
@@ -216,14 +217,21 @@ def export_of(run: Path, what: str, to: Path) -> int:
     return export(flow, Store(open_existing(run) / "run.zarr"), what, to)
 
 
-def _recovered(stages: list[Stage], campaign: Campaign, directory: RunDirectory, retry: bool) -> Flow:
+def _workers(site: Site) -> int:
+    """Return how many tasks a site does at once, at most."""
+    pools = [(name, site.executors[name]) for name in {site.executor_for(s) for s in site.stages if s != "default"}]
+    pools = pools or [(site.executor_for("sample"), site.executors[site.executor_for("sample")])]
+    return max(1, sum(site.workers_per_node(name) * pool.nodes * pool.max_blocks for name, pool in pools))
+
+
+def _recovered(stages: list[Stage], campaign: Campaign, directory: RunDirectory, retry: bool, workers: int) -> Flow:
     done, quarantined, attempts = directory.recover()
     if retry:
         for task in quarantined:
             directory.store.release(task)
             attempts.pop(task, None)
         quarantined = {}
-    return Flow(stages, History(done, quarantined, attempts), campaign.max_failed)
+    return Flow(stages, History(done, quarantined, attempts), campaign.max_failed, workers)
 
 
 @contextmanager

@@ -186,13 +186,19 @@ def _log(logs: Path) -> Callable[[], None]:
     Blocks, scaling and losses are in it. Parsl's own choice, a dozen lines a task, costs a third of the driver's
     time when tasks are short.
     """
-    import parsl
-
     logs.mkdir(parents=True, exist_ok=True)
-    close = parsl.set_file_logger(str(logs / "parsl.log"), level=logging.INFO)
-    logging.getLogger("parsl").setLevel(logging.INFO)
+    handler = logging.FileHandler(logs / "parsl.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    logger = logging.getLogger("parsl")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     logging.getLogger("parsl.dataflow.dflow").setLevel(logging.WARNING)
-    return close  # type: ignore[no-any-return]
+
+    def close() -> None:
+        logger.removeHandler(handler)
+        handler.close()
+
+    return close
 
 
 def _record_of(future: Future[Any], task: Task, context: Context, sent: float) -> Record:
