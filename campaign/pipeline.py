@@ -153,7 +153,7 @@ class Options:
 
 def data_files(loaded: Loaded[Campaign]) -> dict[str, Path]:
     """Return every data file a campaign needs, those that a potential's lines name included, by relative path."""
-    from campaign.engines.lammps import named_files
+    from campaign.engines.lammps_potential import named_files
 
     found = dict(loaded.files)
     for name, file in loaded.files.items():

@@ -116,7 +116,7 @@ class System(Model):
 
 
 class Prepare(Model):
-    """A piece of dynamics run before the first frame."""
+    """A piece of dynamics before the first frame, in the ensemble of its method (NPT at its pressure, NVT)."""
 
     temperature: Positive = Field(description="K", examples=[2500])
     time: Positive = Field(description="ps", examples=[5])

@@ -27,8 +27,9 @@ NET_FORCE = 0.05
 
 def _lammps(frames: Frames, task: Task, context: Context) -> Labels:
     from campaign.engines import lammps
+    from campaign.engines.lammps_potential import load_potential
 
-    return lammps.single_points(lammps.load_potential(context.run / task.extra["potential"]), frames)
+    return lammps.single_points(load_potential(context.run / task.extra["potential"]), frames)
 
 
 def _ase(frames: Frames, task: Task, context: Context) -> Labels:

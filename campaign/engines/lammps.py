@@ -8,20 +8,17 @@ Units are LAMMPS ``metal`` (Å, eV, ps, K, bar, eV/Å), which are campaign's own
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from campaign.engines import process
+from campaign.engines.lammps_potential import PotentialLines
 from campaign.errors import CampaignError, EngineError, Unphysical
 from campaign.frames import Frames
-from campaign.tasks import Context, Task
 
 Array = npt.NDArray[Any]
 
@@ -30,9 +27,6 @@ BAR = 1602176.634
 
 #: How LAMMPS says that atoms flew apart.
 EXPLODED = ("Lost atoms", "Non-numeric", "Out of range atoms", "Domain too large")
-
-#: Where the MPI ranks of a segment leave the error that ended it.
-FAILURE = "failure.json"
 
 #: A walker hotter than this many times its set point has left the physics.
 RUNAWAY_TEMPERATURE = 20.0
@@ -46,25 +40,6 @@ class Forces(Protocol):
 
     def evaluate(self, frames: Frames) -> tuple[Array, Array, Array]:
         """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive."""
-
-
-@dataclass(frozen=True)
-class PotentialLines:
-    """A LAMMPS potential: plain LAMMPS lines, and which element is which type.
-
-    Attributes
-    ----------
-    elements
-        Chemical symbols in the order of the LAMMPS types.
-    lines
-        ``pair_style``, ``pair_coeff``, ``kspace_style``, ``set type N charge Q`` ...
-    atom_style
-        ``atomic`` or ``charge``.
-    """
-
-    elements: tuple[str, ...]
-    lines: str
-    atom_style: str = "atomic"
 
 
 @dataclass(frozen=True)
@@ -416,83 +391,6 @@ def _stack(kept: list[dict[str, Array]]) -> dict[str, Array]:
     return {name: np.array([s[name] for s in kept]) for name in kept[0]}
 
 
-@dataclass(frozen=True)
-class Job:
-    """A segment with all that it needs, ready to be run here or by several MPI ranks."""
-
-    potential: PotentialLines
-    segment: Segment
-    start: Start | bytes
-
-
-def run_job(job: Job, ranks: int, context: Context, task: Task) -> tuple[dict[str, Array], bytes]:
-    """Run a segment: in this process for one rank, else through the site's MPI launch command.
-
-    Raises
-    ------
-    EngineError
-        As ``run_segment``; or the launch command is missing or failed.
-    """
-    if ranks == 1:
-        return run_segment(job.potential, job.segment, job.start)
-    launch = context.launch.get("lammps")
-    if not launch:
-        raise EngineError("The site has no launch command for lammps: add launch.lammps to the site file.")
-    folder = context.folder(task)
-    _write_job(job, folder)
-    for name in ("segment.npz", FAILURE):
-        (folder / name).unlink(missing_ok=True)
-    command = [word.replace("{ranks}", str(ranks)) for word in launch]
-    try:
-        process.run([*command, sys.executable, "-m", "campaign.engines.lammps_mpi", str(folder)], folder)
-    except EngineError as error:  # the ranks' own words say more than the last line of the launcher
-        raise _failure(folder) or error from error
-    with np.load(folder / "segment.npz", allow_pickle=False) as found:
-        arrays = dict(found)
-    return arrays, arrays.pop("restart").tobytes()
-
-
-def _failure(folder: Path) -> EngineError | None:
-    """Return the error that the MPI ranks left in ``folder``, if they did."""
-    if not (folder / FAILURE).exists():
-        return None
-    found = json.loads((folder / FAILURE).read_text())
-    error = (Unphysical if found["unphysical"] else EngineError)(found["message"])
-    if (folder / "segment.npz").exists():
-        with np.load(folder / "segment.npz", allow_pickle=False) as frames:
-            error.frames = dict(frames)
-    return error
-
-
-def _write_job(job: Job, folder: Path) -> None:
-    """Write a segment's input: numbers as JSON, arrays as npz."""
-    arrays: dict[str, Array] = {}
-    spec: dict[str, Any] = {"potential": asdict(job.potential), "segment": asdict(job.segment)}
-    if isinstance(job.start, bytes):
-        arrays["restart"] = np.frombuffer(job.start, dtype="uint8")
-    else:
-        spec["start"] = {"seed": job.start.seed, "prepare": job.start.prepare}
-        arrays |= {k: getattr(job.start, k) for k in ("numbers", "positions", "cell")}
-    np.savez(folder / "start.npz", allow_pickle=False, **arrays)
-    (folder / "job.json").write_text(json.dumps(spec))
-
-
-def read_job(folder: Path) -> Job:
-    """Read what ``run_job`` wrote for the MPI ranks."""
-    spec = json.loads((folder / "job.json").read_text())
-    with np.load(folder / "start.npz", allow_pickle=False) as arrays:
-        start: Start | bytes
-        if "restart" in arrays:
-            start = arrays["restart"].tobytes()
-        else:
-            prepare = tuple((t, time, p) for t, time, p in spec["start"]["prepare"])
-            start = Start(arrays["numbers"], arrays["positions"], arrays["cell"], spec["start"]["seed"], prepare)
-    potential, segment = spec["potential"], spec["segment"]
-    potential["elements"] = tuple(potential["elements"])
-    segment["temperature"] = tuple(segment["temperature"])
-    return Job(PotentialLines(**potential), Segment(**segment), start)
-
-
 def _begin(lmp: Lammps, start: Start, segment: Segment, dt: float) -> None:
     """Place the atoms, draw velocities and run the declared preparation."""
     positions, cell, _ = to_lammps(start.positions, start.cell)
@@ -564,28 +462,6 @@ def single_points(potential: PotentialLines, frames: Frames) -> tuple[Array, Arr
         forces.append(state["forces"] @ rotation.T)
         stresses.append(rotation @ state["stress"] @ rotation.T)
     return np.array(energies), np.array(forces), np.array(stresses)
-
-
-def load_potential(path: Path) -> PotentialLines:
-    """Read a potential file: its header, and its lines with the files they name made absolute."""
-    from campaign.config import read_potential_header
-
-    header = read_potential_header(path)
-    lines = [_absolute(line.split("#")[0].split(), path.parent) for line in path.read_text().splitlines()]
-    return PotentialLines(tuple(header.elements), "\n".join(line for line in lines if line), header.atom_style)
-
-
-def named_files(path: Path) -> list[str]:
-    """Return the files that a potential's lines name (an EAM table), relative to its folder and inside it."""
-    if path.suffix != ".lmp":
-        return []
-    words = {w for line in path.read_text().splitlines() for w in line.split("#")[0].split()}
-    inside = path.parent.resolve()
-    return sorted(w for w in words if (p := (inside / w).resolve()).is_file() and p.is_relative_to(inside))
-
-
-def _absolute(words: list[str], folder: Path) -> str:
-    return " ".join(f'"{(folder / w).resolve()}"' if (folder / w).is_file() else w for w in words)
 
 
 def versions() -> dict[str, str]:

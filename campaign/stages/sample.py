@@ -151,6 +151,8 @@ def work(task: Task, context: Context) -> Outcome:
 
 def _lammps_segment(task: Task, context: Context, before: dict[str, Any] | None) -> Outcome:
     from campaign.engines import lammps
+    from campaign.engines.lammps_mpi import Job, run_job
+    from campaign.engines.lammps_potential import load_potential
     from campaign.engines.structures import build_structure
 
     p = task.params
@@ -170,11 +172,11 @@ def _lammps_segment(task: Task, context: Context, before: dict[str, Any] | None)
     if before is not None:
         start = before["restart"].tobytes()
     else:
-        prepare = tuple((q["temperature"], q["time"], q.get("pressure")) for q in p.get("prepare", ()))
+        prepare = tuple((q["temperature"], q["time"], p.get("pressure")) for q in p.get("prepare", ()))
         seed = walker_seed(p["seed"], *p["walker"])
         start = lammps.Start(atoms.numbers, atoms.positions, np.array(atoms.cell), seed, prepare)
-    job = lammps.Job(lammps.load_potential(context.run / task.extra["potential"]), segment, start)
-    arrays, checkpoint = lammps.run_job(job, p["ranks"], context, task)
+    job = Job(load_potential(context.run / task.extra["potential"]), segment, start)
+    arrays, checkpoint = run_job(job, p["ranks"], context, task)
     numbers = atoms.numbers
     frames = Frames.build(
         numbers, **{k: v for k, v in arrays.items() if k != "kinetic"}, task=task.number, walker=p["walker"][1]

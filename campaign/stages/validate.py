@@ -256,6 +256,7 @@ def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
     """Run molecular dynamics with the model, or with the reference potential from the same start."""
     from campaign.engines import lammps
     from campaign.engines.fake import ToyCrystal
+    from campaign.engines.lammps_potential import PotentialLines, load_potential
 
     p = task.params
     near = _nearest(store, p["start"], p["temperature"])
@@ -266,9 +267,9 @@ def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
     elif "potential" not in task.extra:  # a campaign of fakes has no reference but the toy crystal
         model = ToyCrystal()
     if model is None:
-        potential = lammps.load_potential(context.run / task.extra["potential"])
+        potential = load_potential(context.run / task.extra["potential"])
     else:
-        potential = lammps.PotentialLines(_elements(start), "")
+        potential = PotentialLines(_elements(start), "")
     frames = max(1, round(p["time"] / (p["timestep"] * p["every"])))
     pressure = p["pressure"] if p["ensemble"] == "npt" else None
     span = (float(p["temperature"]),) * 2

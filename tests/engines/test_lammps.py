@@ -9,7 +9,9 @@ import pytest
 from ase.build import bulk
 
 from campaign.engines import lammps, process
-from campaign.engines.lammps import Job, PotentialLines, Segment, Start, run_job, run_segment, single_points, to_lammps
+from campaign.engines.lammps import Segment, Start, run_segment, single_points, to_lammps
+from campaign.engines.lammps_mpi import Job, run_job
+from campaign.engines.lammps_potential import PotentialLines, load_potential, named_files
 from campaign.errors import EngineError, StoreError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
@@ -403,8 +405,8 @@ def test_files_a_potential_names_are_found_from_any_folder(run_folder, monkeypat
     (run_folder / "al.eam.fs").write_bytes(table.read_bytes())
     (run_folder / "al.lmp").write_text("# elements: Al\npair_style eam/fs\npair_coeff * * al.eam.fs Al  # table\n")
     monkeypatch.chdir("/")
-    assert lammps.named_files(run_folder / "al.lmp") == ["al.eam.fs"]
-    potential = lammps.load_potential(run_folder / "al.lmp")
+    assert named_files(run_folder / "al.lmp") == ["al.eam.fs"]
+    potential = load_potential(run_folder / "al.lmp")
     energy, _, _ = single_points(potential, Frames.from_ase([bulk("Al", "fcc", a=4.0453, cubic=True)]))
     assert energy[0] / 4 == pytest.approx(-3.4107, abs=2e-4)  # Mendelev 2008
 
