@@ -112,7 +112,7 @@ def _drive(loaded: Any, site: Any, path: Path, until: str | None, retry: bool, i
     signal.signal(signal.SIGINT, _interrupt)
     _say(f"campaign {loaded.spec.name} in {path} on {site.name}")
     with LiveView() as view:
-        status = run_campaign(loaded, site, path, Options(until, inline, retry, view))
+        status = run_campaign(loaded, site, path, Options(until, inline, retry, view.update))
     for line in _summary(status, path):
         print(line)
     raise typer.Exit(MISSING if status["failures"] or (status["state"] != "done" and until is None) else DONE)

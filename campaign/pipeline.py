@@ -15,14 +15,15 @@ stage tells another stands on a board: shards of the pool, sets of chosen frames
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from campaign.errors import InputError, StoreError
 from campaign.flow import Flow, History
+from campaign.inputs import digests, read_files
 from campaign.runtime.runner import InlineRunner, Runner
 from campaign.stages.board import Stage
 from campaign.store.rundir import RunDirectory, holder, open_existing
@@ -57,6 +58,28 @@ def stages_of(campaign: Campaign, digests: dict[str, str], until: str | None = N
     return stages[: names.index(until) + 1] if until else stages
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to run a campaign.
+
+    Attributes
+    ----------
+    until
+        The last stage to run.
+    inline
+        Run every task in this process instead of on the site's workers.
+    retry_quarantined
+        Try again what failed for good before.
+    show
+        Called with a new status now and then (``LiveView.update``).
+    """
+
+    until: str | None = None
+    inline: bool = False
+    retry_quarantined: bool = False
+    show: Callable[[dict[str, Json]], None] = lambda status: None
+
+
 def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> dict[str, Json]:
     """Run a campaign in ``path`` until nothing is left to do; the same call continues an earlier one.
 
@@ -81,7 +104,7 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
     DiskFull, TooManyFailures
         It stopped early and can be continued.
     """
-    files = {name: file.read_bytes() for name, file in data_files(loaded).items()}
+    files = read_files(loaded)
     stages = stages_of(loaded.spec, digests(files), options.until)
     with RunDirectory(path) as directory:
         from campaign.config import dump
@@ -98,81 +121,15 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
             flow.survey()
             if flow.unfinished():
                 with _runner(site, directory, options.inline) as runner:
-                    flow.run(runner, directory, context, lambda: options.view.update(status()))
+                    flow.run(runner, directory, context, lambda: options.show(status()))
             _pack(flow, directory)
         except BaseException:  # whatever ends the run, people get to see what is there
             with suppress(OSError, StoreError):
                 _write_results(flow, directory, status(live=False))
             raise
         _write_results(flow, directory, status(live=False))
-        options.view.update(status(live=False))
+        options.show(status(live=False))
         return status(live=False)
-
-
-class View(Protocol):
-    """Shows progress."""
-
-    def update(self, status: dict[str, Json]) -> None:
-        """Show a new status."""
-
-
-class Quiet:
-    """Shows nothing."""
-
-    def update(self, status: dict[str, Json]) -> None:
-        """Show nothing."""
-
-
-class Options:
-    """How to run a campaign.
-
-    Parameters
-    ----------
-    until
-        The last stage to run.
-    inline
-        Run every task in this process instead of on the site's workers.
-    retry_quarantined
-        Try again what failed for good before.
-    view
-        Shows progress.
-    """
-
-    def __init__(
-        self,
-        until: str | None = None,
-        inline: bool = False,
-        retry_quarantined: bool = False,
-        view: View | None = None,
-    ) -> None:
-        self.until = until
-        self.inline = inline
-        self.retry_quarantined = retry_quarantined
-        self.view = view or Quiet()
-
-
-def data_files(loaded: Loaded[Campaign]) -> dict[str, Path]:
-    """Return every data file a campaign needs, those that a potential's lines name included, by relative path."""
-    from campaign.engines.lammps_potential import named_files
-
-    found = dict(loaded.files)
-    for name, file in loaded.files.items():
-        for other in named_files(file):
-            found[str(Path(name).parent / other)] = file.parent / other
-    return found
-
-
-def digests(files: dict[str, bytes]) -> dict[str, str]:
-    """Return the hash of each data file; a potential's hash covers the files that its lines name."""
-    every = {name: hashlib.blake2b(content, digest_size=16).hexdigest() for name, content in files.items()}
-    return {name: _with_named(name, files[name], every) for name in files}
-
-
-def _with_named(name: str, content: bytes, every: dict[str, str]) -> str:
-    folder = Path(name).parent
-    words = content.split() if name.endswith(".lmp") else []
-    named = sorted({w for w in (str(folder / t.decode(errors="replace")) for t in words) if w in every and w != name})
-    return "-".join([every[name], *(every[w][:8] for w in named)])
 
 
 def survey(run: Path) -> tuple[Flow, Campaign]:
@@ -182,7 +139,7 @@ def survey(run: Path) -> tuple[Flow, Campaign]:
 
     path = open_existing(run)
     loaded = load_campaign(path / "campaign.yaml")
-    files = {name: file.read_bytes() for name, file in data_files(loaded).items()}
+    files = read_files(loaded)
     store = Store(path / "run.zarr")
     history = History(store.scan(), store.quarantined())
     lines = {r["task"]: r for r in read_ledger(path / "ledger.jsonl") if r["state"] == "done"}

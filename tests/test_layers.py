@@ -31,6 +31,7 @@ LAYERS = {
     "flow": 4,
     "results": 5,
     "plan": 5,
+    "inputs": 5,
     "pipeline": 6,
     "cli": 7,
     "remote": 7,
