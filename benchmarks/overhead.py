@@ -36,7 +36,9 @@ PERF_CONFIG = """
 from parsl.config import Config
 from campaign.config import load_site
 from campaign.runtime.parsl import executors
-config = Config(executors=executors(load_site("local"), "perf"), run_dir={run_dir!r}, strategy="simple")
+config = Config(
+    executors=executors(load_site("local"), "perf"), run_dir={run_dir!r}, strategy="simple", initialize_logging=False
+)
 """
 
 SMALL = """
@@ -110,6 +112,14 @@ def theirs(seconds: float, folder: Path) -> float:
     return float(re.findall(r"Tasks per second:\s+([0-9.]+)", found)[-1])
 
 
+def _pair(k: int, count: int, seconds: float, folder: Path) -> tuple[float, float]:
+    """Measure both once; who goes first changes from round to round."""
+    if k % 2:
+        second = theirs(seconds, folder / f"p{k}")
+        return ours(count, folder / f"c{k}"), second
+    return ours(count, folder / f"c{k}"), theirs(seconds, folder / f"p{k}")
+
+
 def critical_path(records: list[Record]) -> tuple[float, float]:
     """Return (engine seconds on the critical path, seconds from the first task's start to the last one's end).
 
@@ -147,18 +157,18 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small campaign in place of the demo, ends within 60 s")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     rounds, count, seconds = (1, 1500, 3.0) if options.quick else (options.rounds, 5000, 6.0)
     with tempfile.TemporaryDirectory(prefix="campaign-overhead-") as name:
         folder = Path(name)
-        pairs = [(ours(count, folder / f"c{k}"), theirs(seconds, folder / f"p{k}")) for k in range(rounds)]
+        pairs = [_pair(k, count, seconds, folder) for k in range(rounds)]
         wall, path = demo(folder, options.quick)
     ratio = median(a / b for a, b in pairs)
     figures = {"tasks_ratio": round(ratio, 3), "wall_ratio": round(wall / path, 3)}
-    asked = {"tasks_ratio": TASKS_ASKED, "wall_ratio": WALL_ASKED}
+    asked = {"tasks_ratio": TASKS_ASKED} if options.quick else {"tasks_ratio": TASKS_ASKED, "wall_ratio": WALL_ASKED}
     rows = [
         ("campaign, no-op tasks/s", " ".join(f"{a:.0f}" for a, _ in pairs)),
         ("parsl-perf, tasks/s", " ".join(f"{b:.0f}" for _, b in pairs)),
@@ -167,7 +177,7 @@ def main() -> None:
         ("engine s on its critical path", f"{path:.0f}"),
         (f"ratio (at most {WALL_ASKED})", f"{wall / path:.2f}"),
     ]
-    # Start-up alone outweighs a campaign of seconds: the quick run shows that ratio and does not judge it.
+    # Start-up alone outweighs a campaign of seconds: the quick run shows that ratio and nothing is asked of it.
     ok = ratio >= TASKS_ASKED and (options.quick or wall / path <= WALL_ASKED)
     report("overhead", [{"what": a, "figure": b} for a, b in rows], figures, asked, ok=ok)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json as _json
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from campaign.errors import CampaignError, InputError
+from campaign.errors import CampaignError, DiskFull, InputError, StoreError, TooManyFailures
 
 app = typer.Typer(
     add_completion=False,
@@ -59,6 +60,8 @@ def check(file: File, site: SiteName = "local", json: AsJson = False) -> None:
     from campaign.plan import make_plan, plan_text
 
     plan = make_plan(file, site)
+    for warning in plan["warnings"]:
+        _say(warning)
     print(_json.dumps(plan) if json else plan_text(plan))
 
 
@@ -135,6 +138,8 @@ def _summary(status: dict[str, Any], path: Path) -> list[str]:
         lines.append(f"failed: {failure['stage']} {failure['task']}: {failure['cause']}")
     if len(status["failures"]) > 20:
         lines.append(f"... and {len(status['failures']) - 20} more failures: campaign status {path}")
+    if status["failures"]:
+        lines.append("failed tasks stay aside until the same command is given with --retry-quarantined")
     lines.append(f"report: {path / 'report.html'}")
     return lines
 
@@ -220,11 +225,20 @@ def _collect(problems: list[str], load: Any, *args: Any) -> Any:
 
 def main() -> None:
     """Run the command line; turn errors into messages and exit codes. Wrong usage is 2, as Typer has it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no such letter shows another
     try:
         app()
     except InputError as error:
         for problem in error.problems:
             _say(problem)
+        sys.exit(WRONG)
+    except (DiskFull, TooManyFailures) as error:  # it stopped on the way
+        _say(str(error))
+        sys.exit(MISSING)
+    except StoreError as error:  # the run directory cannot be used
+        _say(str(error))
         sys.exit(WRONG)
     except CampaignError as error:
         _say(str(error))
@@ -234,6 +248,9 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a path that the system will not open
+        _say(f"{error.filename or 'The system'}: {error.strerror or error}; check the path and its permissions.")
+        sys.exit(MISSING)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ CampaignError
 ├── StoreError        the run directory cannot be read or written
 │   └── SchemaError   it was written by another version
 ├── DiskFull          no space left: stop cleanly, resumable
+├── TooManyFailures   of one stage, or of the machine: the run stops, resumable
+├── MachineFault      the machine failed, not the calculation: tried again, unchanged
 └── EngineError       one calculation failed: data, never the end of a campaign
     ├── Unconverged   it ended without reaching its own criterion
     └── Unphysical    lost atoms, non-finite numbers, atoms on top of each other
@@ -51,6 +53,14 @@ class SchemaError(StoreError):
 
 class DiskFull(StoreError):
     """There is no space left on the run directory's file system."""
+
+
+class TooManyFailures(CampaignError):
+    """More of a stage failed than the campaign allows, or the machine finishes nothing."""
+
+
+class MachineFault(CampaignError):
+    """The machine failed, not the calculation: the same task is tried again, unchanged."""
 
 
 class EngineError(CampaignError):

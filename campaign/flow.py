@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from campaign.errors import CampaignError, DiskFull
+from campaign.errors import DiskFull, TooManyFailures
 from campaign.runtime.runner import Runner
 from campaign.stages.board import Board, Stage
 from campaign.store.rundir import RunDirectory
@@ -25,15 +25,8 @@ from campaign.tasks import Context, Json, Record, Task
 IN_FLIGHT = 2000
 #: How often the machine may fail a task (worker or node lost) before the task itself is suspected.
 MACHINE_FAULTS = 5
-#: When the machine loses this many tasks in a row and finishes none for so many seconds, the run stops. Both: a node
-#: that dies loses all its tasks at once, and the others go on.
-HOPELESS, HOPELESS_SECONDS = 12, 20.0
 #: Seconds between two looks at what the user sees.
 LOOK = 0.5
-
-
-class TooManyFailures(CampaignError):
-    """More of a stage failed than the campaign allows, or the machine finishes nothing."""
 
 
 @dataclass
@@ -75,6 +68,9 @@ class Flow:
         self.board = Board()
         self.counts = {s.name: Counts() for s in stages}
         self.failures: list[Record] = []
+        self.verdicts: dict[str, bool] = {}  # of finished validations, by name
+        self.ran = False
+        self._settled_records: list[Record] = []
         self.frames = 0
         self.fresh_frames = 0
         self.started = time.time()
@@ -84,8 +80,8 @@ class Flow:
         self._max_failed = max_failed
         self._workers = workers
         self._machine_faults: Counter[str] = Counter()
-        self._barren = 0
-        self._barren_since = 0.0
+        self._lost_since: set[str] = set()  # tasks the machine lost since it last finished one
+        self._hopeless = False
         self._queue: list[tuple[int, int, Task]] = []
         self._later: list[tuple[float, int, Task]] = []
         self._count = itertools.count()
@@ -117,6 +113,9 @@ class Flow:
     def _settle(self, record: Record) -> None:
         counts = self.counts[record["stage"]]
         if record["state"] == "done":
+            self._settled_records.append(record)
+            if "pass" in record["result"] and record["name"] != "reference":
+                self.verdicts[record["name"]] = bool(record["result"]["pass"])
             counts.done += 1
             counts.seconds += record["seconds"]
             if record["stage"] == "sample":
@@ -148,6 +147,7 @@ class Flow:
             The run stops cleanly; the same command continues it.
         """
         seen = 0.0
+        self.ran = True
         while True:
             self.survey()
             self._submit(runner, context)
@@ -179,7 +179,7 @@ class Flow:
             task = self.flying.pop(record["task"])
             self.counts[task.stage].flying -= 1
             if record["state"] == "done":
-                self._barren = 0
+                self._lost_since.clear()
                 if record["stage"] == "sample":
                     self.fresh_frames += int(record["result"].get("frames", 0))
                 settled.append(record)
@@ -203,12 +203,12 @@ class Flow:
     def _try_again(self, task: Task, record: Record) -> bool:
         """Schedule another attempt if the rules allow one."""
         if record["transient"]:
-            self._barren_since = time.time() if not self._barren else self._barren_since
-            self._barren += 1
             self._machine_faults[task.id] += 1
+            self._lost_since.add(task.id)
             faults = self._machine_faults[task.id]
-            if faults >= MACHINE_FAULTS and not self._hopeless():
-                return False
+            if faults >= MACHINE_FAULTS:
+                self._hopeless = len(self._lost_since) > 1  # not this task alone: then no task is to blame
+                return self._hopeless
             heapq.heappush(self._later, (time.time() + min(60.0, 0.5 * 2**faults), next(self._count), task))
             return True
         attempts = self._history.attempts
@@ -218,15 +218,12 @@ class Flow:
         heapq.heappush(self._queue, (task.priority, next(self._count), task))
         return True
 
-    def _hopeless(self) -> bool:
-        """Tell whether the machine finishes nothing any more: then no task is to blame."""
-        return self._barren >= HOPELESS and time.time() - self._barren_since > HOPELESS_SECONDS
-
     def _check_failures(self, last: Record) -> None:
-        if self._hopeless():
+        if self._hopeless:
             raise TooManyFailures(
-                f"The last {self._barren} tasks were lost by the machine and none was finished; the last cause: "
-                f"{last['cause']} Look into RUN/logs, mend the site file, and give the same command again."
+                f"The machine lost {len(self._lost_since)} tasks, one of them {MACHINE_FAULTS} times, finished none "
+                f"meanwhile; the last cause: {last['cause']} Look into RUN/logs, mend the site file, and give the same "
+                "command again."
             )
         for stage in self.stages:
             failed = self.counts[stage.name].failed
@@ -273,7 +270,7 @@ class Flow:
             state = "running"
         elif states == {"done"}:
             state = "done"
-        elif all(s.finished(self.board) for s in self.stages) and "pending" not in states:
+        elif len(self.stages) == len(all_stages) and all(s.finished(self.board) for s in self.stages):
             state = "partial"
         else:
             state = "pending" if states == {"pending"} else "interrupted"
@@ -288,22 +285,29 @@ class Flow:
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,
             "loss": self._loss(logs) if logs is not None else None,
-            "seconds": elapsed if live else self._span(),
+            "verdicts": dict(self.verdicts),
+            "seconds": max(self._span(), elapsed if self.ran else 0.0),
         }
 
     def _span(self) -> float:
-        """Return the seconds from the first task's start to the last one's end, pauses between runs included."""
-        known = [*self._history.done.values(), *self.failures]
-        ends = [r["start"] + r["seconds"] for r in known]
-        return max(ends) - min(r["start"] for r in known) if known else 0.0
+        """Return the seconds in which tasks were at work; a pause of over a minute between runs does not count."""
+        known = sorted((r["start"], r["start"] + r["seconds"]) for r in [*self._settled_records, *self.failures])
+        total, until = 0.0, 0.0
+        for start, end in known:
+            if start > until + 60.0:
+                total += end - start
+            else:
+                total += max(0.0, end - until)
+            until = max(until, end)
+        return total
 
     def _stage_status(self, stage: Stage, live: bool) -> dict[str, Json]:
         counts = self.counts[stage.name]
         total = max(stage.total(self.board), counts.done + counts.failed)
-        if stage.finished(self.board) and counts.flying == 0:
+        if counts.done + counts.failed + counts.flying == 0:
+            state = "pending"  # also where there was nothing to do it with
+        elif stage.finished(self.board) and counts.flying == 0:
             state = "partial" if counts.failed or counts.done < total else "done"
-        elif counts.done + counts.failed + counts.flying == 0:
-            state = "pending"
         else:
             state = "running" if live else "partial"
         return {"state": state, "done": counts.done, "total": total, "failed": counts.failed}

@@ -104,11 +104,13 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
     DiskFull, TooManyFailures
         It stopped early and can be continued.
     """
+    from campaign.config import dump
+
     files = read_files(loaded)
     stages = stages_of(loaded.spec, digests(files), options.until)
+    if not options.inline:
+        _check_path(path)
     with RunDirectory(path) as directory:
-        from campaign.config import dump
-
         directory.write_inputs(dump(loaded.spec), dump(site), files)
         workers = 1 if options.inline else _workers(site)
         flow = _recovered(stages, loaded.spec, directory, options.retry_quarantined, workers)
@@ -119,6 +121,7 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
 
         try:
             flow.survey()
+            _pack(flow, directory)  # what an earlier run left small; nothing is in flight yet
             if flow.unfinished():
                 with _runner(site, directory, options.inline) as runner:
                     flow.run(runner, directory, context, lambda: options.show(status()))
@@ -132,19 +135,26 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
         return status(live=False)
 
 
+def _check_path(path: Path) -> None:
+    """Refuse a run directory that the shell scripts of batch systems cannot name: workers would never start."""
+    bad = sorted(set(str(path.resolve())) & set(" \t\n'\"$`\\&;()<>|*?#~"))
+    if bad:
+        raise InputError(
+            f"{path.resolve()}: workers cannot be started in a folder with {' '.join(map(repr, bad))} in its path; "
+            "name another place with --root."
+        )
+
+
 def survey(run: Path) -> tuple[Flow, Campaign]:
     """Return what is finished in a run directory, running nothing and writing nothing."""
     from campaign.config import load_campaign
-    from campaign.store.ledger import read_ledger
 
     path = open_existing(run)
     loaded = load_campaign(path / "campaign.yaml")
     files = read_files(loaded)
     store = Store(path / "run.zarr")
     history = History(store.scan(), store.quarantined())
-    lines = {r["task"]: r for r in read_ledger(path / "ledger.jsonl") if r["state"] == "done"}
     flow = Flow(stages_of(loaded.spec, digests(files)), history, loaded.spec.max_failed)
-    history.done.update({k: r for k, r in lines.items() if r["stage"] == "noop"})
     flow.survey()
     return flow, loaded.spec
 
@@ -184,9 +194,8 @@ def _workers(site: Site) -> int:
 def _recovered(stages: list[Stage], campaign: Campaign, directory: RunDirectory, retry: bool, workers: int) -> Flow:
     done, quarantined, attempts = directory.recover()
     if retry:
-        for task in quarantined:
-            directory.store.release(task)
-            attempts.pop(task, None)
+        directory.release(quarantined)
+        attempts = {task: n for task, n in attempts.items() if task not in quarantined}
         quarantined = {}
     return Flow(stages, History(done, quarantined, attempts), campaign.max_failed, workers)
 
@@ -211,7 +220,7 @@ def _pack(flow: Flow, directory: RunDirectory) -> None:
     for stage in flow.stages:
         chains = getattr(stage, "packable", None)
         if chains is not None:
-            directory.store.pack(stage.name, chains(flow.board))
+            directory.store.pack(stage.name, chains(flow.board), keep_checkpoints=stage.name == "sample")
 
 
 def _write_results(flow: Flow, directory: RunDirectory, status: dict[str, Json]) -> None:

@@ -51,7 +51,8 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
     -------
     dict
         campaign, site, frames, atoms, engines [{name, version}], stages [{stage, tasks, executor, workers, ranks, gpus,
-        core_hours, what}], core_hours.
+        core_hours, what}], core_hours, warnings (sentences: nothing is wrong, but it may not be what was meant).
+        Core-hours are rounded to 0.01.
 
     Raises
     ------
@@ -86,8 +87,22 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         "atoms": atoms,
         "engines": engines,
         "stages": stages,
-        "core_hours": sum(s["core_hours"] for s in stages),
+        "core_hours": round(sum(s["core_hours"] for s in stages), 2),
+        "warnings": _warnings(loaded.spec, site),
     }
+
+
+def _warnings(spec: Campaign, site: Site) -> list[str]:
+    """Return a sentence where training would leave GPUs idle."""
+    if spec.train is None:
+        return []
+    name = site.executor_for("train")
+    if not site.executors[name].gpus:
+        return []
+    return [
+        f"site {site.name}: this version trains on CPU cores; the GPUs of executor {name} would stand idle. "
+        "Name an executor without GPUs for 'train' under stages of the site file."
+    ]
 
 
 def _atoms(loaded: Loaded[Campaign]) -> int:
@@ -144,7 +159,7 @@ def _stage(name: str, spec: Campaign, site: Site, atoms: int) -> dict[str, Json]
         "workers": site.workers_per_node(executor) * pool.nodes * pool.max_blocks,
         "ranks": max((getattr(m, "ranks", 1) for m in spec.sample), default=1) if name == "sample" else 1,
         "gpus": pool.gpus,
-        "core_hours": seconds / 3600,
+        "core_hours": round(seconds / 3600, 2),
     }
 
 
@@ -215,33 +230,60 @@ def plan_text(plan: dict[str, Json]) -> str:
     return "\n".join(lines)
 
 
-def try_site(site: Site) -> Iterator[str]:
-    """Run one tiny task on each executor of a site and yield a line about each.
+def try_site(site: Site, patience: float = 120.0) -> Iterator[str]:
+    """Run one tiny task on each executor of a site and yield a line about each that answers.
+
+    Parameters
+    ----------
+    site
+        The site. Its executors are tried one after another, also those that no stage uses.
+    patience
+        Seconds to wait for each.
 
     Raises
     ------
     InputError
-        An executor gave no answer; the line before says why.
+        With a line for each executor that gave no answer or is not fit to run campaigns, after all were tried.
     """
+    problems = []
+    for name in site.executors:
+        alone = {"executors": {name: site.executors[name]}, "stages": {"default": name}}
+        start = time.time()
+        record = _answer(site.model_copy(update=alone), patience)
+        where = f"site {site.name}: executor {name}"
+        if record is None:
+            problems.append(
+                f"{where}: no worker answered in {patience:g} s; look at the queue and at the executor's options"
+            )
+        elif record["state"] != "done":
+            problems.append(f"{where}: no worker answered; {record['cause']}")
+        else:
+            python = record["versions"]["python"]
+            others = "".join(f", {k} {v}" for k, v in record["versions"].items() if k != "python")
+            seconds = time.time() - start
+            yield f"executor {name}: host {record['host']} answered after {seconds:.1f} s, Python {python}{others}"
+            if python != platform.python_version():
+                problems.append(
+                    f"{where}: the worker's Python {python} is not this one ({platform.python_version()}); "
+                    "activate the same environment in the site file's environment"
+                )
+    if problems:
+        raise InputError(*problems)
+
+
+def _answer(site: Site, patience: float) -> Record | None:
+    """Return what a task on a site's one executor left behind; None where nothing came back in time."""
     from campaign.runtime.parsl import ParslRunner
     from campaign.worker import run_task
 
     with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=Path.cwd()) as folder:
-        start = time.time()
+        end = time.time() + patience
         runner = ParslRunner(run_task, site, Path(folder) / "logs", uuid.uuid4().hex)
         try:
             runner.submit(Task("noop", "try", {}), Context(Path(folder)))
             records: list[Record] = []
-            while not records and time.time() - start < 120:
+            while not records and time.time() < end:
                 records = runner.wait(1.0)
         finally:
             runner.close()
-    if not records:
-        raise InputError(f"site {site.name}: no worker answered in 120 s; look at the queue and at the site's options")
-    record = records[0]
-    if record["state"] != "done":
-        raise InputError(f"site {site.name}: {record['cause']}")
-    python = record["versions"]["python"]
-    yield f"worker on {record['host']} answered after {time.time() - start:.1f} s; Python {python}"
-    if python != platform.python_version():
-        raise InputError(f"site {site.name}: the worker's Python differs from this one ({platform.python_version()})")
+    return records[0] if records else None

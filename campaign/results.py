@@ -21,6 +21,7 @@ from campaign.stages.board import FrameSet
 from campaign.stages.select import Select
 from campaign.stages.trained import HISTORY, export_model, load_model, model_path
 from campaign.stages.validate import Validate, read_result
+from campaign.store.groups import translate
 from campaign.store.ledger import read_ledger
 from campaign.store.store import Store
 from campaign.tasks import Json
@@ -37,12 +38,26 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
     StoreError
         The run directory cannot be written.
     """
-    for task in _models(flow):
-        name = str(store.locate("train", task).record["name"])
-        if not model_path(run / "models", name).exists():  # lost, or continued from the store alone
-            export_model(load_model(store, task), run / "models", name)
-    for name, result in _validation(flow, store):
-        (run / "validation" / f"{name}.json").write_text(json.dumps(result))
+    try:
+        _write_models(flow, run / "models", store)
+        results = {f"{name}.json": json.dumps(result) for name, result in _validation(flow, store)}
+        for path in (run / "validation").glob("*.json"):
+            if path.name not in results:  # of a test that is no longer asked for
+                path.unlink()
+        for name, text in results.items():
+            (run / "validation" / name).write_text(text)
+    except OSError as error:
+        raise translate(error, run) from error
+
+
+def _write_models(flow: Flow, folder: Path, store: Store) -> None:
+    """Make ``folder`` hold the models of this campaign and no others; the task in a file's name says which it is."""
+    wanted = {task: model_path(folder, store.locate("train", task).record) for task in _models(flow)}
+    for task, path in wanted.items():
+        if not path.exists():  # lost, or continued from the store alone
+            export_model(load_model(store, task), path)
+    for path in set(folder.glob("*.pt")) - set(wanted.values()):
+        path.unlink()
 
 
 def write_report(flow: Flow, run: Path, store: Store, status: dict[str, Json]) -> Path:
@@ -59,8 +74,11 @@ def write_report(flow: Flow, run: Path, store: Store, status: dict[str, Json]) -
     }
     path = run / "report.html"
     aside = path.with_name(".report.html")
-    aside.write_text(render(data))
-    aside.rename(path)
+    try:
+        aside.write_text(render(data), encoding="utf-8")
+        aside.rename(path)
+    except OSError as error:
+        raise translate(error, path) from error
     return path
 
 

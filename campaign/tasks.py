@@ -92,7 +92,7 @@ class Record(TypedDict):
     stage: str
     name: str
     attempt: int
-    state: str  # "done", "failed" (may be tried again) or "quarantined"
+    state: str  # "done", "failed" (may be tried again), "quarantined", or "released" from quarantine by the user
     cause: str  # one sentence; empty when done
     transient: bool  # the machine's fault, not the calculation's
     host: str

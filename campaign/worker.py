@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import socket
 import time
 from functools import lru_cache
 
-from campaign.errors import CampaignError, DiskFull, StoreError
+from campaign.errors import CampaignError, DiskFull, MachineFault, StoreError
 from campaign.tasks import Context, Json, Record, Task, new_record
 
 
@@ -31,7 +33,8 @@ def run_task(task_json: dict[str, Json], context_json: dict[str, Json], **_sched
     record = new_record(task, context.attempt)
     try:
         if context.sent:
-            _mark(task, context)
+            with contextlib.suppress(OSError):  # a mark only helps to see that this worker is alive
+                _mark(task, context)
         stage = importlib.import_module(f"campaign.stages.{task.stage}")
         if hasattr(stage, "load"):
             stage.load(task)
@@ -45,15 +48,14 @@ def run_task(task_json: dict[str, Json], context_json: dict[str, Json], **_sched
             from campaign.store.store import Store
 
             Store(context.run / "run.zarr").publish(record, outcome.arrays, outcome.checkpoint)
-    except DiskFull as error:
+    except (StoreError, MachineFault) as error:
         _fail(record, str(error), transient=True)
-        record["disk_full"] = True
-    except StoreError as error:
-        _fail(record, str(error), transient=True)
+        record["disk_full"] = isinstance(error, DiskFull)
     except CampaignError as error:
         _fail(record, str(error), transient=False)
     except Exception as error:  # the boundary: whatever a library raises becomes a record, the campaign goes on
         _fail(record, f"{type(error).__name__}: {error}", transient=isinstance(error, OSError | MemoryError))
+        record["disk_full"] = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         _keep_traceback(task, context)
     record["seconds"] = time.time() - record["start"]
     return record
@@ -72,12 +74,12 @@ def _mark_file(folder: str, pid: int) -> int:
 
 def _fail(record: Record, cause: str, transient: bool) -> None:
     record["state"], record["transient"] = "failed", transient
+    record["result"] = {}
     record["cause"] = " ".join(cause.split())[:2000]
 
 
 def _keep_traceback(task: Task, context: Context) -> None:
     """Keep the traceback of an unforeseen error with the task's files."""
-    import contextlib
     import traceback
 
     with contextlib.suppress(OSError):  # the record has the cause already

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,28 @@ def test_wrong_use(toy: Path) -> None:
     assert sorted(p.name for p in toy.iterdir()) == ["toy.yaml"]
 
 
+def test_a_run_that_cannot_be_read_is_a_sentence(toy: Path) -> None:
+    assert campaign("run", "toy.yaml", "--inline", cwd=toy).returncode == 0
+    run = toy / "runs/toy"
+
+    def said(path: object, code: int) -> str:
+        done = campaign("status", path, cwd=toy)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+
+    assert "is not a run directory" in said("toy.yaml", 2)
+    assert "is not a run directory" in said("runs/toy/report.html/run.zarr", 2)
+    assert "name too long" in said("x" * 300, 1)
+    (run / "ledger.jsonl").write_text("{]\n")
+    assert campaign("status", run, cwd=toy).returncode == 0  # the store is the truth
+    again = campaign("run", "toy.yaml", "--inline", cwd=toy)
+    assert again.returncode == 2
+    assert "ledger.jsonl, line 1, is damaged" in again.stderr
+    (run / "run.zarr/zarr.json").write_text("{")
+    assert "run.zarr is not a readable Zarr group" in said(run, 1)
+
+
 def test_init_lists_writes_and_refuses_to_overwrite(tmp_path: Path) -> None:
     listed = campaign("init", cwd=tmp_path).stdout
     assert "quickstart" in listed
@@ -111,6 +134,34 @@ def test_sites_lists_and_shows(tmp_path: Path) -> None:
     assert "local" in campaign("sites", cwd=tmp_path).stdout
     assert "executors:" in campaign("sites", "local", cwd=tmp_path).stdout
     assert campaign("sites", "moon", cwd=tmp_path).returncode == 2
+
+
+def test_every_executor_of_a_site_is_tried(tmp_path: Path) -> None:
+    """One that no stage uses as well; one that cannot answer is named, after the others were tried."""
+    one, broken = "{provider: local, workers: 1}", "{provider: slurm, cores: 4}"
+    text = f"site: two\nexecutors: {{broken: {broken}, one: {one}, spare: {one}}}\nstages: {{default: one}}\n"
+    (tmp_path / "two.yaml").write_text(text)
+    done = campaign("sites", "two.yaml", "--test", cwd=tmp_path, PATH="/usr/bin:/bin")
+    assert done.returncode == 2, done.stdout
+    answers = [line for line in done.stdout.splitlines() if line.startswith("executor ")]
+    assert [line.split(":")[0] for line in answers] == ["executor one", "executor spare"]
+    assert all(re.search(r"host \S+ answered after [0-9.]+ s, Python 3\.", line) for line in answers)
+    (problem,) = done.stderr.splitlines()
+    assert problem.startswith("site two: executor broken: no worker answered")
+    assert [p.name for p in tmp_path.iterdir()] == ["two.yaml"]
+
+
+def test_gpus_that_would_stand_idle_are_a_warning(toy: Path) -> None:
+    site = "site: s\nexecutors: {cpu: {provider: local}, gpu: {provider: slurm, cores: 8, gpus: 4}}\n"
+    (toy / "site.yaml").write_text(site + "stages: {default: cpu, train: gpu}\n")
+    done = campaign("check", "toy.yaml", "--site", "site.yaml", cwd=toy)
+    assert done.returncode == 0
+    assert done.stderr.startswith(
+        "site s: this version trains on CPU cores; the GPUs of executor gpu would stand idle."
+    )
+    assert "idle" not in done.stdout
+    (toy / "site.yaml").write_text(site + "stages: {default: cpu, validate: cpu}\n")
+    assert campaign("check", "toy.yaml", "--site", "site.yaml", cwd=toy).stderr == ""
 
 
 def test_an_interrupt_is_130_and_resumable(toy: Path) -> None:

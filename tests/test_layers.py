@@ -58,8 +58,8 @@ DOORS = {
     "globus_compute_sdk": ("remote.py",),
 }
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
-#: May become another program by exec: Parsl's interchange, tied to the driver first.
-BECOMES = {"runtime/interchange.py"}
+#: May become another program by exec: what is first tied to the process that starts it.
+BECOMES = {"runtime/interchange.py", "engines/tied.py"}
 STARTERS = {
     "os": {"system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp"},
     "asyncio": {"create_subprocess_exec", "create_subprocess_shell"},

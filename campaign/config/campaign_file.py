@@ -182,7 +182,7 @@ class Representation(Model):
     model: Literal["schnet"] = Field("schnet", description="kind of network")
     features: Count = Field(64, description="features of an atom")
     interactions: Count = Field(3, description="interaction blocks")
-    cutoff: Positive = Field(6.0, description="Å")
+    cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
     pooling: Literal["mean", "species"] = Field("species", description="average over all atoms, or per species")
 
 
@@ -265,7 +265,7 @@ class SchNet(Model):
     members: Count = Field(1, description="models in the ensemble")
     features: Count = Field(64, description="features of an atom")
     interactions: Count = Field(3, description="interaction blocks")
-    cutoff: Positive = Field(6.0, description="Å")
+    cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
     loss: Loss = Field(default_factory=Loss, description="weights of energy, forces and stress")
     epochs: Count = Field(200, description="passes over the training set")
     batch: Count = Field(1, description="frames in a training step")
@@ -318,7 +318,7 @@ class RDF(Model):
 
     method: Literal["rdf"] = "rdf"
     bins: Count = Field(100, description="bins of the histogram")
-    cutoff: Positive = Field(6.0, description="Å")
+    cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
     threshold: Positive = Field(0.1, description="largest mean |g_model - g_reference| that passes")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from campaign.config.potential_lines import potential_words, wrong_lines
 from campaign.config.yaml_lines import Problem, show
 from campaign.errors import InputError
 
@@ -53,7 +53,7 @@ class Fault:
         return Problem(self.line, key, self.what, self.got, self.remedy)
 
 
-def find(written: str, folder: Path, roots: Iterable[Path]) -> Path | Fault:
+def find(written: str, folder: Path) -> Path | Fault:
     """Return the file that a campaign names, or what is wrong with the path.
 
     Parameters
@@ -61,17 +61,14 @@ def find(written: str, folder: Path, roots: Iterable[Path]) -> Path | Fault:
     written
         The path as it stands in the campaign file.
     folder
-        The campaign file's folder: relative paths start there and may not leave it, links included.
-    roots
-        Other folders that paths may lead into.
+        The campaign file's folder: paths are relative to it and may not leave it, links included.
     """
     got = show(written)
-    allowed = [folder.resolve(), *(Path(r).resolve() for r in roots)]
     try:
         path = (folder / written).resolve()
-        if not any(path.is_relative_to(root) for root in allowed[1 if Path(written).is_absolute() else 0 :]):
+        if Path(written).is_absolute() or not path.is_relative_to(folder.resolve()):
             remedy = "copy the file beside the campaign file and write its relative path"
-            return Fault("this path leaves the campaign file's folder", got, remedy)
+            return Fault("a campaign's files must lie in its folder", got, remedy)
         if path.is_dir():
             return Fault("this is a folder", got, "write the path of a file")
         if not path.is_file():
@@ -96,7 +93,7 @@ def read_potential_header(path: Path) -> PotentialHeader:
     Raises
     ------
     InputError
-        If the header is missing or wrong, naming the file and the line.
+        If the header is missing or wrong, or a line is not one of a potential, naming the file and the line.
     """
     found = potential_header(Path(path))
     if isinstance(found, Fault):
@@ -138,14 +135,18 @@ def potential_header(path: Path) -> PotentialHeader | Fault:
 
 
 def _check_lines(path: Path, rows: list[str]) -> Fault | None:
-    words = [(n, row.split("#")[0].split()) for n, row in enumerate(rows, 1)]
-    for number, row in words:
-        if row[:1] == ["units"] and row[1:] != ["metal"]:
-            got = show(" ".join(row))
-            return Fault("the potential must be in units metal", got, "convert it to eV and Å, units metal", number)
-    if not any(row[:1] == ["pair_style"] for _, row in words):
+    for number, (what, word, remedy) in wrong_lines(rows, path.parent):
+        return Fault(what, show(word), remedy, number)
+    if not any(potential_words(row)[:1] == ["pair_style"] for row in rows):
         return Fault("the potential has no pair_style line", show(path.name), "add LAMMPS's pair_style and pair_coeff")
     return None
+
+
+def structure_format(path: Path) -> str | None:
+    """Return ASE's name for the format of a structure file, or None where the name is not that of one."""
+    if path.name.upper() in ("POSCAR", "CONTCAR"):
+        return "vasp"
+    return STRUCTURE_FORMATS.get(path.suffix.lower())
 
 
 def read_structure(path: Path) -> Atoms:
@@ -166,9 +167,7 @@ def structure(path: Path) -> Atoms | Fault:
     """Return the first structure of a file, or what is wrong with it."""
     from ase.io import read
 
-    kind = STRUCTURE_FORMATS.get(path.suffix.lower())
-    if path.name.upper() in ("POSCAR", "CONTCAR"):
-        kind = "vasp"
+    kind = structure_format(path)
     if kind is None:
         remedy = f"convert it to one of POSCAR, {', '.join(STRUCTURE_FORMATS)}"
         return Fault("this kind of structure file is not read", show(path.name), remedy)

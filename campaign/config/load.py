@@ -47,15 +47,13 @@ class Loaded(Generic[T]):
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
-def load_campaign(path: Path, *, roots: Iterable[Path] = ()) -> Loaded[Campaign]:
+def load_campaign(path: Path) -> Loaded[Campaign]:
     """Read and check a campaign file and the data files it names.
 
     Parameters
     ----------
     path
-        The YAML file.
-    roots
-        Folders outside the campaign's own that its data files may be in.
+        The YAML file. The data files it names lie in its folder.
 
     Raises
     ------
@@ -68,7 +66,7 @@ def load_campaign(path: Path, *, roots: Iterable[Path] = ()) -> Loaded[Campaign]
     view = View(document, problems)
     files: dict[str, Path] = {}
     if isinstance(document.data, dict):
-        files, faults = check_files(view, path.parent, roots)
+        files, faults = check_files(view, path.parent)
         problems += faults
         problems += check_keys(View(document, problems))
     if problems or not isinstance(spec, Campaign):

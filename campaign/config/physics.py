@@ -196,7 +196,7 @@ def _pool_size(view: View) -> Iterator[Problem]:
             yield view.problem(("validate", i, "held_out"), what, held_out, remedy)
 
 
-def check_files(view: View, folder: Path, roots: Iterable[Path]) -> tuple[dict[str, Path], list[Problem]]:
+def check_files(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem]]:
     """Find and check every data file that the campaign names.
 
     Returns
@@ -206,13 +206,12 @@ def check_files(view: View, folder: Path, roots: Iterable[Path]) -> tuple[dict[s
     """
     files: dict[str, Path] = {}
     problems: list[Problem] = []
-    roots = list(roots)
 
     def open_file(parts: tuple[Part, ...]) -> Path | None:
         written = view.text(*parts)
         if not written:
             return None
-        found = find(written, folder, roots)
+        found = find(written, folder)
         if isinstance(found, Fault):
             problems.append(view.problem(parts, found.what, found.got, found.remedy))
             return None

@@ -34,10 +34,6 @@ def check_site(view: View) -> list[Problem]:
             what = "there is no engine of this name to launch"
             problems.append(view.problem(("launch", engine), what, show(command), suggest(engine, ENGINES)))
         problems += _check_command(view, engine)
-    for i, root in enumerate(view.items("roots")):
-        if isinstance(root, str) and not Path(root).is_absolute():
-            remedy = "write the whole path, from /"
-            problems.append(view.problem(("roots", i), "this path is not absolute", show(root), remedy))
     return problems
 
 
@@ -53,6 +49,11 @@ def _check_executor(view: View, name: str) -> list[Problem]:
             remedy = suggest(option, known) if known else "remove it: the local provider has no options"
             what = f"the {provider} provider has no such option"
             problems.append(view.problem((*here, "options", option), what, show(value), remedy))
+    nodes = view.number(*here, "nodes", default=1)
+    if provider != "slurm" and nodes and nodes > 1:
+        what = f"campaign starts workers on one node only of a {provider} block"
+        remedy = f"write nodes: 1 and max_blocks: {nodes:g}" if provider == "pbs" else "write nodes: 1"
+        problems.append(view.problem((*here, "nodes"), what, nodes, remedy))
     cores = view.number(*here, "cores")
     workers = view.number(*here, "workers")
     each = view.number(*here, "cores_per_worker", default=1)
@@ -127,12 +128,28 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
             what = f"site {site.name} has no command to launch LAMMPS on several ranks"
             say(f"{key}.ranks", what, f"{ranks}", remedy)
         if stage in site.stages or "default" in site.stages:
-            name = site.executor_for(stage)
-            cores = site.cores_per_node(name)
-            if ranks > cores:
-                what = f"executor {name} of site {site.name} has nodes of {cores} cores"
-                say(f"{key}.ranks", what, f"{ranks}", f"write {cores} or less, or choose a site with larger nodes")
+            fault = _too_many_ranks(site, site.executor_for(stage), ranks)
+            if fault:
+                say(f"{key}.ranks", fault[0], f"{ranks}", fault[1])
     return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)]
+
+
+def _too_many_ranks(site: Site, name: str, ranks: int) -> tuple[str, str] | None:
+    """Return what is wrong with a walker of ``ranks`` on an executor, and the remedy.
+
+    Its ranks run beside the worker that starts them: more of them than the worker has cores would take the cores of
+    the others.
+    """
+    cores, each = site.cores_per_node(name), site.executors[name].cores_per_worker
+    if ranks > cores:
+        what = f"executor {name} of site {site.name} has nodes of {cores} cores"
+        return what, f"write {cores} or less, or choose a site with larger nodes"
+    if ranks > each:
+        what = f"a worker of executor {name} of site {site.name} has {each} core{'s' if each > 1 else ''}"
+        walkers = f"{cores // ranks} such walkers" if cores // ranks > 1 else "1 such walker"
+        site_file = f"write cores_per_worker: {ranks} for executor {name} in the site file (then a node runs {walkers})"
+        return what, f"{site_file}, or ranks: {each}"
+    return None
 
 
 def _missing_gpus(executor: Executor) -> int:

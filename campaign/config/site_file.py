@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from campaign.config.fields import Count, FileName, Model, NonNegativeInteger, Scalars, integer, suggest, wrong
+from campaign.config.fields import Count, Model, NonNegativeInteger, Scalars, integer, suggest, wrong
 from campaign.errors import InputError
 
 #: Engines that a site may have a launch command for.
@@ -49,16 +49,25 @@ class Executor(Model):
     """One pool of workers: where its nodes come from and how they are cut up."""
 
     provider: Literal["local", "slurm", "pbs"] = Field(description="where nodes come from", examples=["local"])
-    nodes: Count = Field(1, description="nodes of a block (one job of the batch system)")
+    nodes: Count = Field(1, description="nodes of a block (one job of the batch system); several with slurm only")
     cores: CountOrAuto = Field("auto", description="cores of a node; auto is for the local provider")
     workers: CountOrAuto = Field("auto", description="workers of a node; auto is one for each cores_per_worker cores")
-    cores_per_worker: Count = Field(1, description="cores of a worker")
+    cores_per_worker: Count = Field(1, description="cores of a worker: as many as the MPI ranks of its walkers")
     gpus: NonNegativeInteger = Field(0, description="GPUs of a node")
     max_blocks: Count = Field(1, description="most blocks held at once")
     walltime: str = Field(
         "01:00:00", pattern=r"^[0-9]{1,3}:[0-5][0-9]:[0-5][0-9]$", description="of a block, as HH:MM:SS"
     )
     options: Scalars = Field(default_factory=dict, description="the provider's own: partition, account, queue ...")
+
+    @property
+    def cores_of_node(self) -> int:
+        """Cores of one node (of this machine, where a local executor says auto)."""
+        if isinstance(self.cores, int):
+            return self.cores
+        if self.provider == "local":
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return int(self.workers) * self.cores_per_worker
 
 
 class Site(Model):
@@ -80,8 +89,6 @@ class Site(Model):
         default_factory=dict, description="the command in front of each engine, as a list with {ranks} to fill"
     )
     environment: tuple[str, ...] = Field((), description="shell lines run before the workers start")
-    scratch: FileName | None = Field(None, description="folder for temporary files")
-    roots: tuple[FileName, ...] = Field((), description="folders outside a campaign's own that its files may be in")
 
     def executor_for(self, stage: str) -> str:
         """Return the name of the executor that runs ``stage``.
@@ -100,13 +107,8 @@ class Site(Model):
         return found
 
     def cores_per_node(self, executor: str) -> int:
-        """Return the cores of one node of ``executor`` (of this machine, where a local executor says auto)."""
-        found = self.executors[executor]
-        if isinstance(found.cores, int):
-            return found.cores
-        if found.provider == "local":
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return int(found.workers) * found.cores_per_worker
+        """Return the cores of one node of ``executor``."""
+        return self.executors[executor].cores_of_node
 
     def workers_per_node(self, executor: str) -> int:
         """Return the workers on one node of ``executor``, with auto resolved."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from campaign.engines.lammps_potential import PotentialLines
-from campaign.errors import CampaignError, EngineError, Unphysical
+from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
 from campaign.frames import Frames
 
 Array = npt.NDArray[Any]
@@ -27,6 +27,9 @@ BAR = 1602176.634
 
 #: How LAMMPS says that atoms flew apart.
 EXPLODED = ("Lost atoms", "Non-numeric", "Out of range atoms", "Domain too large")
+
+#: How LAMMPS says that the machine has no memory left.
+OUT_OF_MEMORY = ("Failed to allocate", "Failed to reallocate")
 
 #: A walker hotter than this many times its set point has left the physics.
 RUNAWAY_TEMPERATURE = 20.0
@@ -180,10 +183,21 @@ class Lammps:
         self._set_up(masses=False)
 
     def checkpoint(self) -> bytes:
-        """Return the bytes of a restart file of the present state; nothing on any MPI rank but the first."""
+        """Return the bytes of a restart file of the present state; nothing on any MPI rank but the first.
+
+        Raises
+        ------
+        MachineFault
+            It could not be written: most often there is no space left in the folder for temporary files.
+        """
         with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
             path = Path(folder, "restart")
-            self.command(f'write_restart "{path}"')
+            try:
+                self.command(f'write_restart "{path}"')
+            except Unphysical:
+                raise
+            except EngineError as error:  # the frames are good; what failed is the disk
+                raise MachineFault(f"The checkpoint could not be written in {folder}: {error}") from error
             return path.read_bytes() if self._rank == 0 else b""
 
     def _types(self, numbers: Array) -> list[int]:
@@ -278,7 +292,9 @@ class _ModelForces:
             from ase.data import atomic_numbers
 
             if nlocal != lmp.get_natoms():
-                raise EngineError("Molecular dynamics with a model runs on one MPI rank; set ranks to 1.")
+                if lmp.extract_setting("world_size") > 1:
+                    raise EngineError("Molecular dynamics with a model runs on one MPI rank; set ranks to 1.")
+                raise Unphysical(f"Atoms were lost: {nlocal} of {lmp.get_natoms()} are left.")
             order = np.argsort(tag[:nlocal])
             if self._numbers is None:
                 z = np.array([atomic_numbers[e] for e in self._owner.potential.elements])
@@ -306,11 +322,15 @@ class _ModelForces:
             raise self._error
         if self._error is not None:
             kind = type(self._error).__name__
+            if kind == "OutOfMemoryError":  # torch's, of a GPU that others use too
+                raise MachineFault(f"The model found no memory: {self._error}") from self._error
             raise EngineError(f"The model failed in molecular dynamics: {kind}: {self._error}") from self._error
 
 
-def _translate(error: Exception) -> EngineError:
+def _translate(error: Exception) -> EngineError | MachineFault:
     text = " ".join(str(error).split()).removeprefix("ERROR: ") or type(error).__name__
+    if any(words in text for words in OUT_OF_MEMORY):
+        return MachineFault(f"LAMMPS: {text}")
     kind = Unphysical if any(words in text for words in EXPLODED) else EngineError
     return kind(f"LAMMPS: {text}")
 
@@ -351,6 +371,8 @@ def run_segment(
         Atoms lost, non-finite energy, temperature or volume run away. The good frames are on ``error.frames``.
     EngineError
         LAMMPS's own message.
+    MachineFault
+        No memory, or no space for the checkpoint.
     """
     dt = segment.timestep / 2**segment.halvings
     stride = segment.every * 2**segment.halvings

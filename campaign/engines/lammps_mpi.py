@@ -6,7 +6,10 @@ The launch command is the site's: ``LAUNCH python -m campaign.engines.lammps_mpi
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,13 @@ import numpy.typing as npt
 from campaign.engines import process
 from campaign.engines.lammps import Segment, Start, run_segment
 from campaign.engines.lammps_potential import PotentialLines
-from campaign.errors import CampaignError, EngineError, Unphysical
+from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
 from campaign.tasks import Context, Task
 
 Array = npt.NDArray[Any]
 
-#: Where the ranks leave the error that ended the segment.
-FAILURE = "failure.json"
+#: Where the ranks leave the segment, or its good frames, and the error that ended it.
+RESULT, FAILURE = "segment.npz", "failure.json"
 
 
 @dataclass(frozen=True)
@@ -38,38 +41,44 @@ class Job:
 def run_job(job: Job, ranks: int, context: Context, task: Task) -> tuple[dict[str, Array], bytes]:
     """Run a segment: in this process for one rank, else through the site's MPI launch command.
 
+    Every try has a folder of its own, which only a failed one leaves behind.
+
     Raises
     ------
     EngineError
-        As ``run_segment``; or the launch command is missing or failed.
+        As ``run_segment``: the calculation itself failed, in this process or by the word of the ranks.
+    MachineFault
+        The launch command is missing or failed, or the ranks ended without a word on the calculation.
     """
     if ranks == 1:
         return run_segment(job.potential, job.segment, job.start)
     launch = context.launch.get("lammps")
     if not launch:
-        raise EngineError("The site has no launch command for lammps: add launch.lammps to the site file.")
-    folder = context.folder(task)
+        raise MachineFault("The site has no launch command for lammps: add launch.lammps to the site file.")
+    folder = Path(tempfile.mkdtemp(prefix=f"try-{context.sent}-{context.attempt}-", dir=context.folder(task)))
     _write_job(job, folder)
-    for name in ("segment.npz", FAILURE):
-        (folder / name).unlink(missing_ok=True)
     command = [word.replace("{ranks}", str(ranks)) for word in launch]
     try:
         process.run([*command, sys.executable, "-m", "campaign.engines.lammps_mpi", str(folder)], folder)
-    except EngineError as error:  # the ranks' own words say more than the last line of the launcher
-        raise _failure(folder) or error from error
-    with np.load(folder / "segment.npz", allow_pickle=False) as found:
+    except EngineError as error:  # of the launcher: only the ranks' own words tell of the calculation
+        raise _failure(folder) or MachineFault(f"The MPI ranks ended without a result: {error}") from error
+    if not (folder / RESULT).exists():
+        raise MachineFault(f"The MPI ranks ended well and left no result ({folder}); check launch.lammps of the site.")
+    with np.load(folder / RESULT, allow_pickle=False) as found:
         arrays = dict(found)
+    shutil.rmtree(folder, ignore_errors=True)  # its content is in hand
     return arrays, arrays.pop("restart").tobytes()
 
 
-def _failure(folder: Path) -> EngineError | None:
+def _failure(folder: Path) -> CampaignError | None:
     """Return the error that the MPI ranks left in ``folder``, if they did."""
     if not (folder / FAILURE).exists():
         return None
     found = json.loads((folder / FAILURE).read_text())
-    error = (Unphysical if found["unphysical"] else EngineError)(found["message"])
-    if (folder / "segment.npz").exists():
-        with np.load(folder / "segment.npz", allow_pickle=False) as frames:
+    kinds: dict[str, type[CampaignError]] = {k.__name__: k for k in (EngineError, Unphysical)}
+    error = kinds.get(found["kind"], MachineFault)(found["message"])
+    if isinstance(error, EngineError) and (folder / RESULT).exists():
+        with np.load(folder / RESULT, allow_pickle=False) as frames:
             error.frames = dict(frames)
     return error
 
@@ -107,27 +116,38 @@ def main(folder: Path) -> None:
     """Run the segment in ``folder`` over all ranks; rank 0 writes ``segment.npz`` there."""
     from mpi4py import MPI
 
-    job = read_job(folder)
+    rank, finished = MPI.COMM_WORLD.rank, False
     try:
+        job = read_job(folder)
         arrays, checkpoint = run_segment(job.potential, job.segment, job.start, comm=MPI.COMM_WORLD)
-    except CampaignError as error:  # of one rank or of all: whoever is there writes the same words
-        _leave(error, folder, MPI.COMM_WORLD.rank)
-        MPI.COMM_WORLD.Abort(1)  # ends every rank, also one that waits for this one
-    if MPI.COMM_WORLD.rank == 0:
-        restart = np.frombuffer(checkpoint, dtype="uint8")
-        np.savez(folder / "segment.npz", allow_pickle=False, **arrays, restart=restart)
+        if rank == 0:
+            _save(folder, arrays | {"restart": np.frombuffer(checkpoint, dtype="uint8")}, rank)
+        finished = True
+    except (CampaignError, OSError, MemoryError) as error:  # of one rank or of all: whoever is there writes it
+        _leave(error, folder, rank)
+    finally:
+        if not finished:
+            traceback.print_exc()
+            sys.stderr.flush()
+            MPI.COMM_WORLD.Abort(1)  # ends every rank, also one that waits for this one
 
 
-def _leave(error: CampaignError, folder: Path, rank: int) -> None:
+def _save(folder: Path, arrays: dict[str, Array], rank: int) -> None:
+    """Write ``segment.npz``, complete or not at all."""
+    aside = folder / f".segment-{rank}"
+    with aside.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    aside.rename(folder / RESULT)
+
+
+def _leave(error: Exception, folder: Path, rank: int) -> None:
     """Write the error and the good frames where ``run_job`` finds them, complete or not at all."""
-    aside = folder / f".failure-{rank}"
     if isinstance(error, EngineError) and error.frames is not None and rank == 0:
-        with aside.open("wb") as file:
-            np.savez(file, allow_pickle=False, **error.frames)
-        aside.rename(folder / "segment.npz")
-    aside.write_text(json.dumps({"message": str(error), "unphysical": isinstance(error, Unphysical)}))
+        _save(folder, error.frames, rank)
+    message = str(error) if isinstance(error, CampaignError) else f"{type(error).__name__}: {error}"
+    aside = folder / f".failure-{rank}"
+    aside.write_text(json.dumps({"message": message, "kind": type(error).__name__}))
     aside.rename(folder / FAILURE)
-    print(error, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -26,22 +26,41 @@ class PotentialLines:
 
 
 def load_potential(path: Path) -> PotentialLines:
-    """Read a potential file: its header, and its lines with the files they name made absolute."""
+    """Read a potential file: its header, and its lines with the files they name made absolute.
+
+    Raises
+    ------
+    InputError
+        The header is wrong, or a line does more than set a potential up.
+    """
     from campaign.config import read_potential_header
+    from campaign.config.potential_lines import potential_words
 
     header = read_potential_header(path)
-    lines = [_absolute(line.split("#")[0].split(), path.parent) for line in path.read_text().splitlines()]
-    return PotentialLines(tuple(header.elements), "\n".join(line for line in lines if line), header.atom_style)
+    rows = [potential_words(line) for line in path.read_text("utf-8").splitlines()]
+    # LAMMPS takes no units once there is a box; these are metal, and set
+    lines = [_absolute(words, path.parent) for words in rows if words and words[0] != "units"]
+    return PotentialLines(tuple(header.elements), "\n".join(lines), header.atom_style)
 
 
 def named_files(path: Path) -> list[str]:
-    """Return the files that a potential's lines name (an EAM table), relative to its folder and inside it."""
-    if path.suffix != ".lmp":
+    """Return the files that a potential's lines name (an EAM table), relative to its folder and inside it.
+
+    A campaign's other data files are structures; they are known by their names, are not read and name none.
+    """
+    from campaign.config.data_files import structure_format
+    from campaign.config.potential_lines import potential_words
+
+    if structure_format(path) is not None:
         return []
-    words = {w for line in path.read_text().splitlines() for w in line.split("#")[0].split()}
+    words = {_plain(w) for line in path.read_text("utf-8").splitlines() for w in potential_words(line)}
     inside = path.parent.resolve()
     return sorted(w for w in words if (p := (inside / w).resolve()).is_file() and p.is_relative_to(inside))
 
 
+def _plain(word: str) -> str:
+    return word.strip("\"'")
+
+
 def _absolute(words: list[str], folder: Path) -> str:
-    return " ".join(f'"{(folder / w).resolve()}"' if (folder / w).is_file() else w for w in words)
+    return " ".join(f'"{(folder / _plain(w)).resolve()}"' if (folder / _plain(w)).is_file() else w for w in words)

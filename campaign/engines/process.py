@@ -1,14 +1,20 @@
-"""The one place where programs are started: a list of arguments, never a shell; the process tree ends together."""
+"""The one place where programs are started: a list of arguments, never a shell; the process tree ends together.
+
+Also when the process that started it is killed: see ``campaign.engines.tied``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from campaign.engines import tied
 from campaign.errors import EngineError
 
 
@@ -31,35 +37,44 @@ def run(
     Raises
     ------
     EngineError
-        It could not be started, ended with an error, or ran out of time.
+        It is not on this machine, ended with an error, or ran out of time.
+    OSError
+        It could not be started now: no memory, no space, no such folder.
     """
     out, err = folder / "stdout", folder / "stderr"
-    try:
-        with out.open("wb") as o, err.open("wb") as e:
-            process = subprocess.Popen(
-                list(command),
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=o,
-                stderr=e,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-            )
-            try:
-                code = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                raise EngineError(f"{command[0]} was stopped after {timeout:g} s; its files are in {folder}.") from None
-            finally:
-                _end_tree(process)
-    except (FileNotFoundError, PermissionError) as error:
-        if not folder.is_dir():
-            raise
-        what = "was not found" if isinstance(error, FileNotFoundError) else "may not be run"
-        raise EngineError(f"{command[0]} {what} on this machine; correct the site's launch command.") from None
+    every = {**os.environ, **(environment or {})}
+    with out.open("wb") as o, err.open("wb") as e:
+        _check_program(command[0], folder, every)
+        process = subprocess.Popen(
+            # -I -S: Python's own start is most of what the tie costs
+            [sys.executable, "-I", "-S", tied.__file__, str(os.getpid()), *command],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=o,
+            stderr=e,
+            env=every,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise EngineError(f"{command[0]} was stopped after {timeout:g} s; its files are in {folder}.") from None
+        finally:
+            _end_tree(process)
     if code != 0:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise EngineError(f"{command[0]} ended with {how}: {_last_line(err) or _last_line(out)} ({folder})")
     return out.read_text(errors="replace")
+
+
+def _check_program(program: str, folder: Path, environment: Mapping[str, str]) -> None:
+    """Refuse a program that this machine does not have; a relative path starts in ``folder``."""
+    path = environment.get("PATH", os.defpath)
+    name = str(folder / program) if os.sep in program else program
+    if shutil.which(name, path=path) is None:
+        there = shutil.which(name, mode=os.F_OK, path=path) is not None
+        what = "may not be run" if there else "was not found"
+        raise EngineError(f"{program} {what} on this machine; correct the site's launch command.")
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:

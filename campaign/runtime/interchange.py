@@ -18,6 +18,7 @@ def main() -> None:
     """Become ``interchange.py``, to be killed when the process that started this one dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setpgrp()  # a Ctrl-C is the driver's business; it ends the interchange itself
     os.execvp("interchange.py", ["interchange.py", *sys.argv[1:]])
 
 

@@ -72,7 +72,7 @@ class ParslRunner:
         from parsl.dataflow.dflow import DataFlowKernel
 
         shutil.rmtree(self._logs / "workers", ignore_errors=True)
-        (self._logs / "workers").mkdir(parents=True)
+        (self._logs / "workers").mkdir(parents=True, exist_ok=True)
         config = Config(
             executors=executors(self._site, self._token),
             run_dir=str(self._logs),
@@ -135,8 +135,12 @@ class ParslRunner:
         if not any(s.state.name == "RUNNING" for s in blocks):
             self._heard = time.time()  # waiting for the batch system
             return False
+        workers = list((self._logs / "workers").iterdir())
+        if not workers:
+            self._heard = time.time()  # none has come up yet: a slow start is not silence
+            return False
         marks = {context.mark(task.id) for task, context in self._flying.values()}
-        if any(path.read_text().strip() in marks and _lives(path.name) for path in (self._logs / "workers").iterdir()):
+        if any(path.read_text().strip() in marks and _lives(path.name) for path in workers):
             self._heard = time.time()  # long tasks
             return False
         return True
@@ -262,5 +266,5 @@ def _provider(spec: Executor, worker_init: str) -> Any:
     if spec.provider == "slurm":
         return SlurmProvider(launcher=SrunLauncher(), **batch, **options)
     if spec.provider == "pbs":
-        return PBSProProvider(cpus_per_node=spec.cores, launcher=SimpleLauncher(), **batch, **options)
+        return PBSProProvider(cpus_per_node=spec.cores_of_node, launcher=SimpleLauncher(), **batch, **options)
     raise InputError(f"Provider {spec.provider} is not known; use local, slurm or pbs.")

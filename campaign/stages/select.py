@@ -124,6 +124,7 @@ class Select:
         if record["state"] != "done":
             chosen.closed = True
             if self._streams and chosen is self.sets[0]:
+                chosen.chosen = []  # a part of a pick is not the pick asked for: nothing is trained on it
                 self._broken = True
                 self._position = len(board.shards)
             return

@@ -11,8 +11,8 @@ import numpy as np
 from campaign.engines.models import build_model
 from campaign.errors import EngineError
 from campaign.stages.board import Board
-from campaign.stages.trained import HISTORY, WEIGHTS, export_model
-from campaign.tasks import Context, Outcome, Record, Task
+from campaign.stages.trained import HISTORY, WEIGHTS, export_model, model_path
+from campaign.tasks import Context, Outcome, Record, Task, new_record
 
 if TYPE_CHECKING:
     from campaign.config import Campaign
@@ -116,5 +116,6 @@ def work(task: Task, context: Context) -> Outcome:
     arrays: dict[str, Any] = {WEIGHTS + name: value for name, value in weights.items()}
     arrays[HISTORY] = np.array(history, dtype="float64").reshape(-1, 3)
     summary["model"] = {k: v for k, v in task.params.items() if k != "seed"}
-    export_model(build_model(summary["model"], weights), context.run / "models", task.name)
+    path = model_path(context.run / "models", new_record(task, context.attempt))
+    export_model(build_model(summary["model"], weights), path)
     return Outcome(summary, arrays, versions=versions(task.params["model"]))

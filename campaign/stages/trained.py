@@ -7,7 +7,7 @@ from pathlib import Path
 
 from campaign.engines.models import Model, build_model
 from campaign.store.store import Store
-from campaign.tasks import Json
+from campaign.tasks import Json, Record
 
 #: Names of a published training's arrays: its weights, and its history (epoch, loss, force RMSE on held-back frames).
 WEIGHTS, HISTORY = "weights.", "history"
@@ -26,16 +26,14 @@ def load_model(store: Store, task: str) -> Model:
     return build_model(summary["model"], weights)
 
 
-def export_model(model: Model, folder: Path, name: str) -> Path:
-    """Write a model as ``folder/NAME.pt``, complete or not at all; it loads without campaign, with ``weights_only``."""
-    folder.mkdir(exist_ok=True)
-    path = model_path(folder, name)
+def export_model(model: Model, path: Path) -> None:
+    """Write a model, complete or not at all; it loads outside of campaign with ``weights_only``."""
+    path.parent.mkdir(exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     model.export(aside)
     aside.rename(path)
-    return path
 
 
-def model_path(folder: Path, name: str) -> Path:
-    """Return where the model of a training task lies."""
-    return folder / f"{name.replace('/', '-')}.pt"
+def model_path(folder: Path, record: Record) -> Path:
+    """Return where the model of a training lies, by its record: ``SET-MEMBER-TASK.pt``."""
+    return folder / f"{record['name'].replace('/', '-')}-{record['task']}.pt"

@@ -7,6 +7,7 @@ with the reference potential from the same start.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from campaign.engines.lammps import Forces
     from campaign.store.store import Store
 
-VERSION = 1
+VERSION = 2
 
 #: Frames near a run's temperature that stand for its equilibrium.
 NEAR = 8
@@ -194,9 +195,19 @@ def work(task: Task, context: Context) -> Outcome:
 
 def _publish(result: dict[str, Json], arrays: dict[str, Any] | None = None) -> Outcome:
     """Return an outcome whose record is the headline and whose arrays hold the whole result as JSON text."""
-    text = json.dumps(result, separators=(",", ":")).encode()
+    result = _finite(result)
+    text = json.dumps(result, separators=(",", ":"), allow_nan=False).encode()
     headline: dict[str, Json] = {k: result[k] for k in ("method", "pass", "headline") if k in result}
     return Outcome(headline, {**(arrays or {}), "json": np.frombuffer(text, dtype="uint8")})
+
+
+def _finite(value: Json) -> Json:
+    """Return JSON with null for every number that is not finite: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_result(store: Store, task: str) -> dict[str, Json]:
@@ -228,10 +239,12 @@ def _work_errors(task: Task, context: Context, store: Store) -> Outcome:
     limit = task.params["threshold"]["forces"]
     main = next(iter(sets))
     rmse = sets[main]["forces"]["rmse"]
+    whole = all(math.isfinite(sets[main][k]["max"]) for k in ("energy", "forces", "stress"))
     return _publish(
         {
             "method": "errors",
-            "pass": limit is None or rmse <= limit,
+            "pass": whole and (limit is None or rmse <= limit),
+            "cause": "" if whole else "The model gave energies, forces or stresses that are not finite.",
             "headline": {n: {f"force_{k}": s["forces"][k] for k in ("rmse", "l4")} for n, s in sets.items()},
             "threshold": task.params["threshold"],
             "held_out": sum(len(b) for b in blocks),
@@ -280,11 +293,11 @@ def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
         begin = lammps.Start(start.numbers[0], start.positions[0], start.cell[0], seed)
         arrays, _checkpoint = lammps.run_segment(potential, segment, begin, model)
     except EngineError as error:  # the failure is the finding
-        if p["method"] == "reference" or error.frames is None:
+        if p["method"] == "reference":
             raise
-        arrays, failure = error.frames, str(error)
-    kinetic = arrays.pop("kinetic")
-    run = Frames.build(start.numbers[0], **arrays, task=task.number)
+        arrays, failure = error.frames or {}, str(error)
+    kinetic = arrays.pop("kinetic", np.zeros(0))
+    run = Frames.build(start.numbers[0], **arrays, task=task.number) if arrays else start[:0]
     result = criteria.judge(run, kinetic, near, p, failure)
     result["method"] = p["method"]
     return _publish(result, {**dict(run.arrays()), "kinetic": kinetic})
@@ -310,6 +323,8 @@ def _work_rdf(task: Task, context: Context, store: Store) -> Outcome:
     found = []
     for run in task.inputs:
         frames = store.frames("validate", run)
+        if not len(frames):  # of the model: a reference without frames has failed
+            return _publish(_no_structure(p))
         settled = frames[len(frames) // 5 :]  # the first fifth is the way from the start to equilibrium
         found.append(partial_rdf(settled, p["cutoff"], p["bins"]))
     model, reference = found
@@ -332,3 +347,12 @@ def _work_rdf(task: Task, context: Context, store: Store) -> Outcome:
             "pairs": pairs,
         }
     )
+
+
+def _no_structure(p: dict[str, Json]) -> dict[str, Json]:
+    """Return the verdict on a run of which no frame was kept."""
+    cause = "The run with the model kept no frame to compare."
+    headline = {"worst": None}
+    return {
+        "method": "rdf", "pass": False, "cause": cause, "headline": headline, "threshold": p["threshold"], "pairs": {},
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from campaign.errors import StoreError
 from campaign.frames import Frames
 from campaign.store.groups import translate
 
@@ -84,6 +86,8 @@ def _aside(
             return count
         except OSError as error:
             raise translate(error, to) from error
+        except sqlite3.Error as error:
+            raise StoreError(f"{to} cannot be written: {error}.") from error
         finally:
             _remove(work)
 

@@ -142,7 +142,10 @@ def attributes(path: Path) -> dict[str, Any]:
         meta = json.loads((path / META).read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is not a readable Zarr group: {error}.") from error
-    return dict(meta.get("attributes", {}))
+    attributes = meta.get("attributes", {}) if isinstance(meta, dict) else None
+    if not isinstance(attributes, dict):
+        raise StoreError(f"{path} is not a readable Zarr group: it holds no attributes; restore it from a copy.")
+    return attributes
 
 
 def read_arrays(path: Path, names: tuple[str, ...] = (), rows: slice | Array | None = None) -> dict[str, Array]:

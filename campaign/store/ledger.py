@@ -33,7 +33,7 @@ class Ledger:
 
     def append(self, records: Iterable[Record]) -> None:
         """Append records and flush once: the cost of a flush is shared by all that came in together."""
-        text = "".join(json.dumps(r, separators=(",", ":"), allow_nan=False) + "\n" for r in records)
+        text = "".join(_line(r) for r in records)
         if not text:
             return
         data, start = text.encode(), os.fstat(self._fd).st_size
@@ -51,6 +51,14 @@ class Ledger:
         os.close(self._fd)
 
 
+def _line(record: Record) -> str:
+    """Return a record as a line of JSON; a summary that is not JSON (a NaN) is left out: the driver must go on."""
+    try:
+        return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+    except (TypeError, ValueError):
+        return json.dumps({**record, "result": {}}, separators=(",", ":"), default=str) + "\n"
+
+
 def read_ledger(path: Path) -> list[Record]:
     """Return every whole line; a torn last line is passed over (a driver may be writing it now).
 
@@ -64,7 +72,10 @@ def read_ledger(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            records.append(cast(Record, json.loads(line)))
+            record = json.loads(line)
+            if not isinstance(record, dict) or "task" not in record:
+                raise ValueError("it is not the record of a task")
+            records.append(cast(Record, record))
         except ValueError as error:
             raise StoreError(
                 f"{path}, line {number}, is damaged: {error}. Remove that line, or the whole file: what is finished "

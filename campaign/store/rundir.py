@@ -105,16 +105,28 @@ class RunDirectory:
         done = self.store.scan()
         quarantined = self.store.quarantined()
         written = {r["task"] for r in lines if r["state"] == "done"}
-        given_up = {r["task"] for r in lines if r["state"] == "quarantined"}
+        given_up = {r["task"]: r["state"] for r in lines if r["state"] in ("quarantined", "released")}
         self.ledger.append(r for t, r in done.items() if t not in written)
-        self.ledger.append(r for t, r in quarantined.items() if t not in given_up)
+        self.ledger.append(r for t, r in quarantined.items() if given_up.get(t) != "quarantined")
         attempts: dict[str, int] = {}
         for r in lines:
             if r["state"] == "done" and r["stage"] not in KINDS:
                 done[r["task"]] = r
             elif r["state"] == "failed" and not r["transient"]:
                 attempts[r["task"]] = attempts.get(r["task"], 0) + 1
+            elif r["state"] == "released":
+                attempts.pop(r["task"], None)
         return done, quarantined, attempts
+
+    def release(self, quarantined: Mapping[str, Record]) -> None:
+        """Let quarantined tasks be tried again from their first attempt on; the ledger says so first."""
+        self.ledger.append(_released(r) for r in quarantined.values())
+        for task in quarantined:
+            self.store.release(task)
+
+
+def _released(record: Record) -> Record:
+    return {**record, "state": "released", "cause": ""}
 
 
 def _write_all(run: Path, spec: str, site: str, files: Mapping[str, bytes]) -> None:

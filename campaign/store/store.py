@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,7 @@ class Store:
         self.path = path
         self._places: dict[str, Place] = {}
         self._packs: set[str] = set()
+        self._checkpoints: dict[str, tuple[Path, str, int, int]] = {}  # packed ones: group, array, rows
         if (path / groups.META).exists():
             _check_schema(path)
         else:
@@ -102,12 +103,12 @@ class Store:
 
     def quarantined(self) -> dict[str, Record]:
         """Return the record of every task that failed for good."""
-        found = [groups.attributes(p)["record"] for p in groups.subgroups(self.path / QUARANTINE)]
+        found = [_record(groups.attributes(p), p) for p in groups.subgroups(self.path / QUARANTINE)]
         return {r["task"]: r for r in found}
 
     def _index(self, path: Path) -> Place:
         attributes = groups.attributes(path)
-        place = Place(path, attributes["record"], 0, int(attributes.get("rows", 0)), packed=False)
+        place = Place(path, _record(attributes, path), 0, int(attributes.get("rows", 0)), packed=False)
         self._places.setdefault(path.name, place)
         return self._places[path.name]
 
@@ -116,9 +117,11 @@ class Store:
             return
         self._packs.add(str(path))
         start = 0
-        for entry in groups.attributes(path)["tasks"]:
+        table = groups.attributes(path).get("tasks")
+        for entry in table if isinstance(table, list) else [{}]:
+            record = _record(entry, path)
             stop = start + int(entry["rows"])
-            self._places[entry["record"]["task"]] = Place(path, entry["record"], start, stop, packed=True)
+            self._places[record["task"]] = Place(path, record, start, stop, packed=True)
             start = stop
 
     def locate(self, stage: str, task: str) -> Place:
@@ -182,9 +185,13 @@ class Store:
             There is none.
         """
         path = self._checkpoint(task)
-        if not (path / groups.META).exists():
+        if (path / groups.META).exists():
+            return groups.read_arrays(path)
+        self._index_checkpoints()
+        if task not in self._checkpoints:
             raise StoreError(f"{self.path} has no checkpoint of task {task}: it was removed, or never finished.")
-        return groups.read_arrays(path)
+        path, name, start, stop = self._checkpoints[task]
+        return groups.read_arrays(path, (name,), slice(start, stop))
 
     def quarantine(self, record: Record) -> None:
         """Remember that a task failed for good."""
@@ -260,8 +267,8 @@ class Store:
 
     # -- packing ---------------------------------------------------------------------------------------------------
 
-    def pack(self, stage: str, chains: Sequence[Sequence[str]]) -> int:
-        """Pack the small groups of finished tasks into large ones; drop the checkpoints nothing continues from.
+    def pack(self, stage: str, chains: Sequence[Sequence[str]], keep_checkpoints: bool = False) -> int:
+        """Pack the small groups of finished tasks into large ones.
 
         Call it only when no task is in flight. A kill between publishing and removing is harmless: the pack is
         preferred, and the next call removes what it replaced.
@@ -271,7 +278,10 @@ class Store:
         stage
             Whose results.
         chains
-            The finished tasks in order, each chain a list of which only the last can be continued.
+            The finished tasks in order, each chain a list of which each continued from the one before.
+        keep_checkpoints
+            Pack the checkpoints too, so that a chain can be continued from anywhere (a walker that is asked for more
+            steps leaves its short last segment out). Otherwise all but the last of each chain are dropped.
 
         Returns
         -------
@@ -297,8 +307,48 @@ class Store:
                         batch = _Batch()
                     batch.add(arrays, place)
         packed += self._publish_pack(stage, batch)
-        self._discard([*replaced, *(self._checkpoint(task) for chain in chains for task in chain[:-1])])
+        if keep_checkpoints:
+            self._pack_checkpoints([task for chain in chains for task in chain])
+            dropped = []
+        else:
+            dropped = [self._checkpoint(task) for chain in chains for task in chain[:-1]]
+        self._discard([*replaced, *dropped])
         return packed
+
+    def _pack_checkpoints(self, tasks: Sequence[str]) -> None:
+        """Join checkpoints of one array each into large groups; those packed before are only removed."""
+        self._index_checkpoints()
+        small = [t for t in tasks if (self._checkpoint(t) / groups.META).exists()]
+        batches: dict[str, dict[str, Array]] = {}  # array name -> task -> array
+        for task in small:
+            if task not in self._checkpoints:
+                ((name, array),) = groups.read_arrays(self._checkpoint(task)).items()
+                batch = batches.setdefault(name, {})
+                batch[task] = array
+                if _bytes(batch) > PACK_BYTES:
+                    self._publish_checkpoints(name, batches.pop(name))
+        for name, batch in batches.items():
+            self._publish_checkpoints(name, batch)
+        self._index_checkpoints()
+        self._discard(self._checkpoint(t) for t in small if t in self._checkpoints)
+
+    def _publish_checkpoints(self, name: str, batch: dict[str, Array]) -> None:
+        if len(batch) < 2:
+            return
+        first, *_, last = batch
+        path = self.path / "checkpoints" / f"{CHECKPOINT}{PACK}{first}-{last}"
+        table = [{"task": task, "rows": len(array)} for task, array in batch.items()]
+        groups.publish(path, self.aside, {name: np.concatenate(list(batch.values()))}, {"name": name, "tasks": table})
+
+    def _index_checkpoints(self) -> None:
+        for path in (self.path / "checkpoints").glob(f"{CHECKPOINT}{PACK}*"):
+            if str(path) not in self._packs:
+                self._packs.add(str(path))
+                attributes = groups.attributes(path)
+                start = 0
+                for entry in attributes["tasks"]:
+                    self._checkpoints[entry["task"]] = (path, attributes["name"], start, start + int(entry["rows"]))
+                    start += int(entry["rows"])
 
     def _publish_pack(self, stage: str, batch: _Batch) -> int:
         if len(batch.places) < 2:
@@ -313,6 +363,14 @@ class Store:
         self._discard(self.path / KINDS[stage] / name for name in names)
         self._index_pack(path)
         return len(names)
+
+
+def _record(attributes: Any, path: Path) -> Record:
+    """Return the record that a group, or an entry of a pack, was published with."""
+    record = attributes.get("record") if isinstance(attributes, dict) else None
+    if not isinstance(record, dict) or "task" not in record:
+        raise StoreError(f"{path} holds no record of its task: it is damaged; remove it, and its task is done again.")
+    return cast(Record, record)
 
 
 class _Batch:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from campaign.config import Loaded, check_together, dump, load_campaign, load_site, site_names, template_path
+from campaign.config import (
+    Loaded,
+    check_together,
+    dump,
+    load_campaign,
+    load_site,
+    site_names,
+    site_path,
+    template_path,
+)
 from campaign.errors import InputError
 
 GOOD = """\
@@ -53,6 +62,18 @@ def test_cores_that_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert site.workers_per_node("y") == 5
 
 
+def test_slurm_starts_workers_on_every_node_and_pbs_asks_for_known_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from campaign.runtime.parsl import _provider
+
+    x, y = "{provider: slurm, nodes: 3, cores: 4}", "{provider: pbs, workers: 5, cores_per_worker: 3}"
+    site = load_site(write(tmp_path, f"site: a\nexecutors: {{x: {x}, y: {y}}}\nstages: {{default: x}}\n"))
+    slurm = _provider(site.executors["x"], "")
+    assert "srun --ntasks 3 " in slurm.launcher("work", 1, slurm.nodes_per_block)
+    assert _provider(site.executors["y"], "").cpus_per_node == 15
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "key", "got", "remedy"),
     [
@@ -74,7 +95,10 @@ def test_cores_that_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ('srun, -n, "{ranks}"', '"srun -n {ranks}"', 13, "launch.lammps[0]", "srun -n", '"srun", "-n"'),
         ("  lammps:", "  lamps:", 13, "launch.lamps", "srun", "'lammps'"),
         ("[module load x]", "[3]", 14, "environment[0]", "3", "quotes"),
-        ("[module load x]", "[x]\nroots: [data]", 15, "roots[0]", "'data'", "from /"),
+        ("[module load x]", "[x]\nroots: [/data]", 15, "roots", "/data", "the keys here are"),
+        ("[module load x]", "[x]\nscratch: /tmp", 15, "scratch", "/tmp", "the keys here are"),
+        ("provider: pbs,", "provider: pbs, nodes: 3,", 10, "executors.gpu.nodes", "3", "nodes: 1 and max_blocks: 3"),
+        ("provider: pbs,", "provider: local, nodes: 3,", 10, "executors.gpu.nodes", "3", "write nodes: 1"),
         ("[module load x]", "[x]\ntemperature: 300", 15, "temperature", "300", "the keys here are"),
     ],
 )
@@ -100,6 +124,7 @@ def test_no_such_site() -> None:
 
 def test_sites_that_come_along_are_right() -> None:
     assert {"local", "slurm"} <= set(site_names())
+    assert not any(e.gpus for name in site_names() for e in load_site(name).executors.values())  # nothing uses them
     for name, text in site_names().items():
         site = load_site(name)
         assert site.name == name
@@ -133,8 +158,33 @@ def test_more_ranks_than_cores(tmp_path: Path) -> None:
     assert "4 cores, got 5; write 4 or less" in problem
 
 
-def test_ranks_without_a_launch_command(tmp_path: Path) -> None:
+def test_more_ranks_than_a_worker_has_cores(tmp_path: Path) -> None:
+    loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 32\n")
+    text = GOOD.replace("    cores: 4\n    cores_per_worker: 2\n", "    cores: 64\n    cores_per_worker: 1\n")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, text)))
+    line = loaded.path.read_text().splitlines().index("    ranks: 32") + 1
+    assert problem == (
+        f"{loaded.path}:{line}: sample[0].ranks: a worker of executor cpu of site cluster has 1 core, got 32; "
+        "write cores_per_worker: 32 for executor cpu in the site file (then a node runs 2 such walkers), or ranks: 1"
+    )
+    remedied = load_site(write(tmp_path, text.replace("cores_per_worker: 1", "cores_per_worker: 32")))
+    assert check_together(loaded, remedied) == []
+    assert remedied.workers_per_node("cpu") == 2
+
+
+def test_two_ranks_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(2)))
     loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 2\n")
+    (problem,) = check_together(loaded, load_site("local"))
+    assert "write cores_per_worker: 2 for executor cpu in the site file (then a node runs 1 such walker)" in problem
+    text = site_path("local").read_text()
+    assert "cores_per_worker: 1 " in text
+    local = load_site(write(tmp_path, text.replace("cores_per_worker: 1 ", "cores_per_worker: 2 ")))
+    assert check_together(loaded, local) == []
+
+
+def test_ranks_without_a_launch_command(tmp_path: Path) -> None:
+    loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 2\n")  # GOOD: 2 cores a worker
     text = GOOD.replace('launch:\n  lammps: [srun, -n, "{ranks}"]\n', "")
     (problem,) = check_together(loaded, load_site(write(tmp_path, text)))
     assert "sample[0].ranks: site cluster has no command to launch LAMMPS" in problem

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from campaign.config import load_campaign
+from campaign.config import load_campaign, read_potential_header
 from campaign.errors import InputError
 
 GOOD = """\
@@ -308,14 +308,17 @@ def test_missing_files_and_folders_are_said(tmp_path: Path) -> None:
             load_campaign(path)
 
 
-def test_a_root_of_the_site_may_hold_files(folder: Path) -> None:
+def test_files_lie_in_the_campaigns_folder(folder: Path) -> None:
     path = folder / "campaign.yaml"
-    outside = folder.parent / "secret.lmp"
-    for written in ("../secret.lmp", "link.lmp", str(outside)):
+    for written in (
+        "../secret.lmp",
+        "link.lmp",
+        str(folder.parent / "secret.lmp"),
+        str(folder / "potentials/nacl.lmp"),
+    ):
         path.write_text(GOOD.replace("potentials/nacl.lmp", written))
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=r"a campaign's files must lie in its folder, got .*; copy the file"):
             load_campaign(path)
-        assert load_campaign(path, roots=[folder.parent]).files == {written: outside.resolve()}
 
 
 def test_needs_a_potential(folder: Path) -> None:
@@ -328,3 +331,86 @@ def test_needs_a_potential(folder: Path) -> None:
         "validate[2].method",
     ]
     assert all("potential: {lammps: FILE}" in p for p in problems)
+
+
+# --- what a potential file may hold
+
+#: A line -> a word of what is said about it.
+REFUSED = {
+    "shell touch pwned": "'shell' is not a command of a potential",
+    "  shell touch pwned": "'shell' is not a command",
+    "include other.lmp": "'include' is not a command",
+    "python f here 'print(1)'": "'python' is not a command",
+    "plugin load evil.so": "'plugin' is not a command",
+    "print 'x' file out": "'print' is not a command",
+    "write_data out": "'write_data' is not a command",
+    "jump SELF": "'jump' is not a command",
+    "if 1 then 'shell touch pwned'": "'if' is not a command",
+    '"shell" touch pwned': "is not a command",
+    "${a} touch pwned": "is not a command",
+    "atom_style charge": "# atom_style: charge",
+    "set atom 1 x 0.0": "types of atoms",
+    "set group mobile charge 1": "types of atoms",
+    "variable a python f": "kind of variable",
+    "variable a getenv HOME": "kind of variable",
+    "variable a file secret": "kind of variable",
+    "variable a string x$a": "kind of variable",
+    "variable a equal $(1+1)": "computed in a line",
+    "pair_modify shift $(1)": "computed in a line",
+    "pair_coeff 1 1 `id`": "back quote",
+    "pair_coeff 1 1 &": "continued",
+    "pair_style python 5.0": "runs code of its own",
+    "pair_style hybrid lj/cut 8 'python/x' 5.0": "runs code of its own",
+    "pair_style mliap model mliappy net.pt descriptor sna d": "runs code of its own",
+    "pair_style kim Some_Model": "runs code of its own",
+    "pair_style ${style} 5.0": "without variables",
+    "pair_coeff * * /etc/passwd Na Cl": "must lie in its folder",
+    "pair_coeff * * ../../secret.lmp Na Cl": "must lie in its folder",
+    "pair_coeff * * '../../secret.lmp' Na Cl": "must lie in its folder",
+    "pair_coeff * * out.table Na Cl": "must lie in its folder",  # a link
+    "pair_coeff * * ${a}${a}/secret.lmp Na Cl": "a whole word",
+    "variable a string ..": "must lie in its folder",
+}
+
+
+@pytest.mark.parametrize("name", ["nacl.lmp", "nacl", "nacl.txt"])
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_potential_does_nothing_but_set_itself_up(folder: Path, line: str, name: str) -> None:
+    from campaign.engines.lammps_potential import load_potential
+
+    path = folder / "potentials" / name
+    path.write_text(POTENTIAL + line + "\n")
+    (folder / "potentials/out.table").symlink_to(folder.parent / "secret.lmp")
+    (problem,) = problems_of(folder, GOOD.replace("nacl.lmp", name))
+    assert problem.startswith("5: system.potential.lammps: ")
+    assert f"(line 4 of {name})" in problem
+    assert REFUSED[line] in problem
+    with pytest.raises(InputError, match=f"^{path}:4: potential: "):
+        load_potential(path)
+
+
+def test_the_lines_of_a_potential_are_taken(folder: Path) -> None:
+    lines = """
+units metal
+set type 1 charge 1.0     # /etc/passwd `id` $(1) are a comment
+set group all charge 0
+variable r equal 2 /4+v_b
+variable a string nacl.table
+variable b index 1.0 2.0
+pair_style hybrid/overlay lj/cut 8 coul/long 8.0
+pair_coeff * * ${a} Na Cl
+pair_coeff 1 1 lj/cut 1.0 $r
+pair_coeff * * sub/nacl.table "Na" Cl
+kspace_style pppm 1.0e-5
+neigh_modify one 4000
+"""
+    (folder / "potentials/nacl.lmp").write_text(POTENTIAL + lines)
+    (folder / "campaign.yaml").write_text(GOOD)
+    load_campaign(folder / "campaign.yaml")
+
+
+def test_the_potentials_of_the_templates_are_taken() -> None:
+    potentials = sorted((Path(__file__).parents[2] / "templates/potentials").iterdir())
+    assert potentials
+    for path in potentials:
+        read_potential_header(path)

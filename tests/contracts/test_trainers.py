@@ -73,7 +73,7 @@ def test_a_training_leaves_a_record_weights_that_reload_and_a_file_without_code(
     assert np.abs(other[1] - forces).max() > 1e-6  # members differ
     mean = Mean([first, second]).evaluate(frames)
     np.testing.assert_allclose(mean[1], (forces + other[1]) / 2, atol=1e-12)
-    path = model_path(folder / "models", tasks[0].name)
+    path = model_path(folder / "models", store.locate("train", tasks[0].id).record)
     if spec["model"] == "schnet":
         assert isinstance(torch.load(path, weights_only=True), dict)
     else:

@@ -204,3 +204,44 @@ def test_export_is_what_the_store_holds(finished: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose([i.get_potential_energy() for i in images], block.energy, rtol=1e-12)
     with pytest.raises(InputError, match="there already"):
         export_of(finished, "labelled", tmp_path / "set.extxyz")
+
+
+def test_a_finished_walker_is_asked_for_more_and_for_less(tmp_path: Path) -> None:
+    """The short last segment is left out; the walker goes on from a checkpoint that was packed."""
+    file = write(tmp_path)
+    text = file.read_text()
+    file.write_text(text.replace("frames: 30, segment: 10", "frames: 25, segment: 10"))
+    assert go(file, tmp_path, until="sample")["frames"] == 75
+    for frames in (34, 18):
+        file.write_text(text.replace("frames: 30, segment: 10", f"frames: {frames}, segment: 10"))
+        assert go(file, tmp_path, until="sample")["frames"] == 3 * frames
+        whole = tmp_path / f"whole-{frames}"
+        assert go(file, whole, until="sample")["frames"] == 3 * frames
+        pools = [
+            b"".join(
+                b.positions.tobytes() for b in Store(root / "toy" / "run.zarr").stream("sample", shards(root / "toy"))
+            )
+            for root in (tmp_path, whole)
+        ]
+        assert pools[0] == pools[1]
+
+
+def shards(path: Path) -> list[str]:
+    flow, _ = survey(path)
+    return [s.task.id for s in flow.board.shards]
+
+
+def test_outputs_are_of_this_campaign_and_no_other(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    text = file.read_text()
+    go(file, tmp_path)
+    first = {p.name: p.read_bytes() for p in (tmp_path / "toy" / "models").glob("*.pt")}
+    file.write_text(text.replace("seed: 4", "seed: 5"))
+    go(file, tmp_path)
+    assert not set(first) & {p.name for p in (tmp_path / "toy" / "models").glob("*.pt")}
+    file.write_text(text)
+    go(file, tmp_path)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "toy" / "models").glob("*.pt")} == first
+    file.write_text(text.replace("validate: [{method: errors, held_out: 10, against: [random]}]", ""))
+    go(file, tmp_path)
+    assert list((tmp_path / "toy" / "validation").iterdir()) == []

@@ -1,18 +1,24 @@
 """The LAMMPS driver against plain LAMMPS, and molecular dynamics with a model against LAMMPS's own force field."""
 
+import contextlib
+import json
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from ase.build import bulk
 
-from campaign.engines import lammps, process
+from campaign.engines import lammps, lammps_mpi, process
 from campaign.engines.lammps import Segment, Start, run_segment, single_points, to_lammps
 from campaign.engines.lammps_mpi import Job, run_job
 from campaign.engines.lammps_potential import PotentialLines, load_potential, named_files
-from campaign.errors import EngineError, StoreError, Unphysical
+from campaign.errors import EngineError, MachineFault, StoreError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
 from campaign.stages.sample import work
@@ -411,6 +417,21 @@ def test_files_a_potential_names_are_found_from_any_folder(run_folder, monkeypat
     assert energy[0] / 4 == pytest.approx(-3.4107, abs=2e-4)  # Mendelev 2008
 
 
+@pytest.mark.parametrize("name", ["al", "al.eam.txt", "in.al", "al.LMP"])
+def test_files_are_found_in_a_potential_of_any_name(run_folder, name):
+    (run_folder / "al.table").write_text("a table")
+    (run_folder / name).write_text('# elements: Al\npair_style eam/fs\npair_coeff * * "al.table" Al\n')
+    assert named_files(run_folder / name) == ["al.table"]
+    assert load_potential(run_folder / name).lines.endswith(f'pair_coeff * * "{run_folder}/al.table" Al')
+
+
+@pytest.mark.parametrize("name", ["start.extxyz", "POSCAR", "start.cif"])
+def test_a_structure_is_not_read_for_names_of_files(run_folder, name):
+    (run_folder / "al.table").write_text("a table")
+    (run_folder / name).write_bytes(b"al.table \xff\n")
+    assert named_files(run_folder / name) == []
+
+
 # --- several MPI ranks
 
 
@@ -448,6 +469,113 @@ def test_an_error_of_the_ranks_is_what_one_process_would_have_said(two_ranks):
     assert type(caught.value) is EngineError
 
 
+def ranks_of(folder):
+    """Return the processes that work in a folder, the launcher's own included."""
+    found = []
+    for p in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if p.status() != psutil.STATUS_ZOMBIE and folder in Path(p.cwd()).parents:
+                found.append(p)
+    return found
+
+
+def only_ranks(folder):
+    """Return the MPI ranks at work in a folder, once there are two of them that compute."""
+    deadline = time.time() + 20
+    while time.time() < deadline:
+        with contextlib.suppress(psutil.Error):
+            found = [p for p in ranks_of(folder) if p.cmdline()[1:3] == ["-m", "campaign.engines.lammps_mpi"]]
+            if len(found) == 2 and all(sum(p.cpu_times()[:2]) > 1.0 for p in found):
+                return found
+        time.sleep(0.05)
+    raise AssertionError("The ranks did not start.")
+
+
+#: Long enough to be hit in the middle.
+LONG = Job(LJ, segment(4, 15000, temperature=(60.0, 60.0)), start(argon((3, 3, 3))))
+
+
+def test_a_rank_that_is_killed_is_the_machines_fault_and_the_same_frames_come_again(two_ranks, tmp_path):
+    task = Task("sample", "x", {"a": 1})
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_job, LONG, 2, two_ranks, task)
+        only_ranks(tmp_path)[1].kill()
+        with pytest.raises(MachineFault, match="The MPI ranks ended without a result: mpiexec ended with"):
+            running.result(timeout=60)
+    assert not ranks_of(tmp_path)
+    again, checkpoint = run_job(LONG, 2, replace(two_ranks, sent=1), task)
+    undisturbed, same = run_job(LONG, 2, two_ranks, Task("sample", "y", {"a": 2}))
+    for name in undisturbed:
+        np.testing.assert_array_equal(again[name], undisturbed[name])
+    assert len(checkpoint) == len(same)
+
+
+def test_a_worker_that_is_killed_takes_its_ranks_with_it(two_ranks, tmp_path):
+    """And its retry, in the same task's folder, does not see what they had written."""
+    code = (
+        "import json, pathlib, sys; from campaign.engines.lammps_mpi import read_job, run_job; "
+        "from campaign.tasks import Context, Task; job = read_job(pathlib.Path(sys.argv[1])); "
+        "run_job(job, 2, Context.from_json(json.loads(sys.argv[2])), Task('sample', 'x', {'a': 1}))"
+    )
+    task = Task("sample", "x", {"a": 1})
+    lammps_mpi._write_job(LONG, tmp_path)
+    worker = psutil.Popen([sys.executable, "-c", code, str(tmp_path), json.dumps(two_ranks.to_json())])
+    only_ranks(tmp_path)
+    worker.kill()
+    worker.wait()
+    deadline = time.time() + 10
+    while ranks_of(tmp_path) and time.time() < deadline:
+        time.sleep(0.05)
+    assert ranks_of(tmp_path) == []
+    run_job(Job(LJ, segment(2, 5), start()), 2, replace(two_ranks, sent=1), task)
+    left = [p.name for p in (tmp_path / "tasks" / task.id).iterdir()]
+    assert len(left) == 1  # what the killed try left; the good one's folder is gone
+    assert left[0].startswith("try-0-0-")
+
+
+@pytest.mark.parametrize(
+    ("launch", "message"),
+    [
+        (["sh", "-c", "echo 'srun: error: node fail' >&2; exit 1"], "srun: error: node fail"),
+        (["sh", "-c", "kill -KILL $$"], "sh ended with signal 9"),
+        (["mpiexec-of-nowhere"], "mpiexec-of-nowhere was not found"),
+        (["true"], "left no result"),
+    ],
+)
+def test_a_launcher_that_fails_is_no_word_on_the_calculation(tmp_path, launch, message):
+    context = Context(tmp_path, {"lammps": launch})
+    with pytest.raises(MachineFault, match=message):
+        run_job(Job(LJ, segment(1), start()), 2, context, Task("sample", "x", {}))
+
+
+FULL = """
+import os, tempfile
+
+def full(*args, **options):
+    raise OSError(28, "No space left on device")
+
+if os.environ.get("PMI_RANK") == "0":
+    tempfile.TemporaryDirectory = full
+"""
+
+
+def test_a_rank_that_meets_the_machines_fault_says_so_and_ends_the_others(two_ranks, tmp_path, monkeypatch):
+    """Rank 0 finds no place for the checkpoint; the other one must not wait for it for ever."""
+    (tmp_path / "sitecustomize.py").write_text(FULL)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MachineFault, match=r"OSError: \[Errno 28\] No space left on device"):
+        run_job(Job(LJ, segment(1, 5), start()), 2, two_ranks, Task("sample", "x", {}))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_the_machines_fault(monkeypatch):
+    def refused(self, text, right=lammps.Lammps.command):
+        right(self, text.replace('write_restart "', 'write_restart "/nowhere') if "write_restart" in text else text)
+
+    monkeypatch.setattr(lammps.Lammps, "command", refused)
+    with pytest.raises(MachineFault, match=r"checkpoint could not be written.*LAMMPS: .*Cannot open restart file"):
+        run_segment(LJ, segment(1, 5), start())
+
+
 def test_without_a_launch_command_several_ranks_are_refused(tmp_path):
-    with pytest.raises(EngineError, match=r"add launch\.lammps to the site file"):
+    with pytest.raises(MachineFault, match=r"add launch\.lammps to the site file"):
         run_job(Job(LJ, segment(1), start()), 2, Context(tmp_path), Task("sample", "x", {}))

@@ -7,7 +7,17 @@ import pytest
 from ase.build import bulk
 
 from campaign.frames import Frames
-from campaign.science.criteria import CLOSEST, ENERGY_DRIFT, FORCE, TEMPERATURE, TEMPERATURE_DRIFT, VOLUME, judge
+from campaign.science.criteria import (
+    CLOSEST,
+    ENERGY_DRIFT,
+    ENERGY_NOISE,
+    FORCE,
+    TEMPERATURE,
+    TEMPERATURE_DRIFT,
+    VOLUME,
+    fitted_change,
+    judge,
+)
 
 ASKED = {
     "time": 2.0,
@@ -111,6 +121,76 @@ def test_an_energy_that_drifts_is_found_and_equilibration_is_not(sign):
     assert broken(judge(frames.with_(energy=frames.energy + drift), kinetic, start, ASKED)) == {"energy drift"}
     early = sign * 8 * 2 * ENERGY_DRIFT * np.minimum(time, 1.0)
     assert broken(judge(frames.with_(energy=frames.energy + early), kinetic, start, ASKED)) == set()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_steady_drift_shows_in_a_quiet_run_and_not_in_the_noise_of_a_few_hot_atoms(sign):
+    """0.1 eV/atom over the second half; the crystal and its melt are 0.16 apart."""
+    frames, kinetic, start = run(500)
+    asked = {**ASKED, "every": 10, "time": 10.0}
+    drift = sign * 8 * 0.2 * np.linspace(0, 1, 500)
+    assert broken(judge(frames.with_(energy=frames.energy + drift), kinetic, start, asked)) == {"energy drift"}
+    hot = frames.energy + 8 * 0.1 * np.random.default_rng(1).normal(size=10).repeat(50)  # slow: 1 ps a value
+    assert broken(judge(frames.with_(energy=hot), kinetic, start, asked)) == set()
+
+
+@pytest.mark.parametrize("memory", [1, 10, 20])
+def test_the_error_of_a_fitted_change_is_its_spread_over_many_runs(memory):
+    """Noise that forgets itself after up to 0.4 ps; the estimate is never much too small."""
+    rng = np.random.default_rng(3)
+    time, keep = 0.02 * np.arange(250), np.exp(-2 / memory) if memory > 1 else 0.0
+    noise = rng.normal(size=(300, 750))
+    for k in range(1, 750):
+        noise[:, k] = keep * noise[:, k - 1] + np.sqrt(1 - keep**2) * noise[:, k]
+    found = np.array([fitted_change(time, 3.0 + values[500:]) for values in noise])
+    spread = found[:, 0].std()
+    assert 0.85 * spread < found[:, 1].mean()
+    assert (np.abs(found[:, 0]) > 4 * found[:, 1]).mean() < 0.01
+    if memory == 20:
+        assert found[:, 1].mean() < 2 * spread
+    shift = [fitted_change(time, 3.0 + 7.0 * time / time[-1] + values[500:])[0] for values in noise[:5]]
+    np.testing.assert_allclose(shift, 7.0 + found[:5, 0])
+
+
+def test_the_drift_that_matters_is_seen_through_a_sudden_change():
+    """A crystal that melts at once in the middle of the second half: a step, not a line."""
+    time = 0.02 * np.arange(250)
+    noise = 0.013 * np.random.default_rng(0).normal(size=250)  # 64 atoms
+    change, error = fitted_change(time, np.where(time < 2.5, 0.0, 0.16) + noise)
+    assert change > max(ENERGY_DRIFT, ENERGY_NOISE * error)
+
+
+@pytest.mark.lammps
+def test_a_short_run_of_the_right_potential_from_near_equilibrium_passes():
+    from pathlib import Path
+
+    from campaign.engines.lammps import Segment, Start, run_segment
+    from campaign.engines.lammps_potential import load_potential
+
+    potential = load_potential(Path(__file__).parents[2] / "templates/potentials/nacl_bmhtf.lmp")
+    atoms = bulk("NaCl", "rocksalt", a=5.95, cubic=True) * (2, 2, 2)
+    asked = {**ASKED, "time": 5.0, "temperature": 1100.0}
+    segment = Segment(50, 50, 0, 0.002, (1100.0, 1100.0), 1.0)
+    begin = Start(atoms.numbers, atoms.positions, np.array(atoms.cell), 11, ((1100.0, 1.0, 1.0),))
+    arrays, _ = run_segment(potential, segment, begin)
+    kinetic = arrays.pop("kinetic")
+    frames = Frames.build(atoms.numbers, **arrays, task=1)
+    result = judge(frames, kinetic, frames, asked)
+    assert broken(result) == set()
+    drift = next(c for c in result["criteria"] if c["name"] == "energy drift")
+    assert drift["limit"] < 0.15
+
+
+def test_a_run_without_a_frame_fails_with_its_cause():
+    frames, kinetic, start = run()
+    result = judge(frames[:0], kinetic[:0], start, ASKED, "Atoms were lost: 3 of 8 are left.")
+    assert result["pass"] is False
+    assert result["reached"] == 0
+    assert broken(result) == {"time reached"}
+    assert result["criteria"][0]["cause"] == "Atoms were lost: 3 of 8 are left."
+    assert result["first_bad"] == {"time": 0.0, "criterion": "Atoms were lost: 3 of 8 are left.", "frame": None}
+    assert not any(result["series"].values())
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 def test_a_run_that_ended_early_fails_with_its_cause():

@@ -1,12 +1,15 @@
 """Every test is done once, as soon as what it needs is there, or given up for a reason; none is silently missing."""
 
 import itertools
+import json
+from html import escape
 
 import numpy as np
 import pytest
 
 from campaign.engines.fake import ToyCrystal, sample
 from campaign.frames import Frames
+from campaign.report.html import render
 from campaign.stages.board import FrameSet
 from campaign.stages.validate import Validate, read_result
 from campaign.store.store import Store
@@ -116,9 +119,9 @@ def test_it_ends_whatever_is_missing_and_whatever_fails(campaign, ready, settle,
         assert ("rdf" in results) == (main and not bad & {"stability", "reference", "rdf"})
 
 
-@pytest.mark.lammps
-def test_the_tests_of_a_nearly_right_model_pass(campaign, tmp_path):
-    """The worker's side: errors, dynamics with a model, its reference and their RDFs, in a real store."""
+@pytest.fixture
+def toy(tmp_path):
+    """A store with a pool of toy argon and its labels; gives it, the frames, their labels, and how to make a model."""
     structure = {"prototype": "fcc", "elements": ["Ar"], "a": 5.0, "supercell": [2, 2, 2]}
     params = {"structure": structure, "seed": 1, "walker": [0, 0], "first": 0, "frames": 4, "displacement": 0.05}
     pool = Task("sample", "pool", {**params, "temperature": 250.0})
@@ -131,40 +134,103 @@ def test_the_tests_of_a_nearly_right_model_pass(campaign, tmp_path):
         task = Task("label", "x", {"frame": k})
         store.publish(new_record(task, 0), dict(frames[k : k + 1].arrays()))
         labels.append(task.id)
-    models = []
-    for scale in (0.998, 1.001):
-        task = Task("train", "x", {"scale": scale})
+
+    def model(scale):
+        task = Task("train", "x", {"scale": str(scale)})
         record = new_record(task, 0)
         record["result"] = {"model": {"model": "fake"}}
         store.publish(record, {"weights.scale": np.array([scale])})
-        models.append(task.id)
-    dynamics = {
-        "ensemble": "npt", "temperature": 250.0, "pressure": 1e4, "time": 3.0, "timestep": 0.002, "every": 10,
-        "seed": [1, 0], "start": frames.ids[:2],
-    }  # fmt: skip
+        return task.id
+
+    return store, frames, tuple(labels), model
+
+
+@pytest.fixture
+def do(toy, tmp_path):
+    """Return a function that does a test as a worker would; it gives the task's id and the whole result."""
 
     def do(params, inputs=()):
         task = Task("validate", params["method"], params, inputs)
         record = run_task(task.to_json(), Context(tmp_path).to_json())
         assert record["state"] == "done", record["cause"]
         assert record["result"]["method"] == params["method"]
-        return task.id, read_result(store, task.id)
+        json.dumps(record, allow_nan=False)
+        result = read_result(toy[0], task.id)
+        json.dumps(result, allow_nan=False)
+        return task.id, result
 
-    _, errors = do({"method": "errors", "models": {"main": models}, "threshold": {"forces": 0.1}}, tuple(labels))
+    return do
+
+
+DYNAMICS = {
+    "ensemble": "npt", "temperature": 250.0, "pressure": 1e4, "time": 3.0, "timestep": 0.002, "every": 10,
+    "seed": [1, 0],
+}  # fmt: skip
+RDF = {"method": "rdf", "bins": 40, "cutoff": 4.5, "threshold": 0.2}
+
+
+@pytest.mark.lammps
+@pytest.mark.parametrize("scale", [-1e9, 1e7, np.nan])
+@pytest.mark.parametrize("ensemble", ["npt", "nvt"])
+def test_a_model_that_explodes_at_once_gets_its_verdict(toy, do, scale, ensemble):
+    store, frames, _, model = toy
+    dynamics = {**DYNAMICS, "ensemble": ensemble, "start": frames.ids[:2]}
+    run, stability = do({**dynamics, "method": "stability", "models": [model(scale)]})
+    assert stability["pass"] is False
+    assert stability["reached"] == 0
+    (criterion,) = stability["criteria"]
+    assert criterion["cause"]
+    assert "rank" not in criterion["cause"]
+    assert stability["first_bad"] == {"time": 0.0, "criterion": criterion["cause"], "frame": None}
+    assert len(store.frames("validate", run)) == 0
+    reference, _ = do({**dynamics, "method": "reference", "time": 0.2})
+    _, rdf = do(RDF, (run, reference))
+    assert rdf["pass"] is False
+    assert rdf["headline"] == {"worst": None}
+    page = render({"validation": [stability, rdf]})
+    assert "Failed" in page
+    assert escape(criterion["cause"]) in page
+    assert "nan" not in page.split("<body")[1].split("<script")[0].lower()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 1e200])
+def test_predictions_that_are_not_finite_fail_and_are_still_told(toy, do, scale):
+    _, _, labels, model = toy
+    models = {"main": [model(scale)], "random": [model(1.0)]}
+    for limit in (None, 0.1):
+        _, errors = do({"method": "errors", "models": models, "threshold": {"forces": limit}}, labels)
+        assert errors["pass"] is (limit is None and scale == 1e200)  # large is finite
+    if scale != 1e200:
+        assert errors["headline"]["main"] == {"force_rmse": None, "force_l4": None}
+        assert "not finite" in errors["cause"]
+        assert render({"validation": [errors]})
+    assert errors["headline"]["random"]["force_rmse"] == pytest.approx(0, abs=1e-9)
+    models = {"main": models["random"], "random": models["main"]}
+    _, errors = do({"method": "errors", "models": models, "threshold": {"forces": 0.1}}, labels)
+    assert errors["pass"]  # the set only compared with does not decide
+
+
+@pytest.mark.lammps
+def test_the_tests_of_a_nearly_right_model_pass(toy, do):
+    """The worker's side: errors, dynamics with a model, its reference and their RDFs, in a real store."""
+    store, frames, labels, model = toy
+    models = [model(scale) for scale in (0.998, 1.001)]
+    dynamics = {**DYNAMICS, "start": frames.ids[:2]}
+    _, errors = do({"method": "errors", "models": {"main": models}, "threshold": {"forces": 0.1}}, labels)
     mean = 0.9995  # of the two scales
     expected = float(np.sqrt(np.mean((1 - mean) ** 2 * ToyCrystal().evaluate(frames)[1] ** 2)))
     assert errors["sets"]["main"]["forces"]["rmse"] == pytest.approx(expected, rel=1e-6)
     assert errors["held_out"] == 4
     assert errors["pass"]
     strict = {"method": "errors", "models": {"main": models}, "threshold": {"forces": expected / 2}}
-    assert not do(strict, tuple(labels))[1]["pass"]
+    assert not do(strict, labels)[1]["pass"]
     model, stability = do({**dynamics, "method": "stability", "models": models})
     assert stability["reached"] == pytest.approx(3.0)
     assert [c["name"] for c in stability["criteria"] if not c["ok"]] == []
     reference, _ = do({**dynamics, "method": "reference"})
     first, second = store.frames("validate", model), store.frames("validate", reference)
     np.testing.assert_allclose(first.positions[0], second.positions[0], atol=1e-3)  # the same start
-    rdf = {"method": "rdf", "bins": 40, "cutoff": 4.5, "threshold": 0.2}
-    _, found = do(rdf, (model, reference))
+    _, found = do(RDF, (model, reference))
     assert found["pass"]
     assert list(found["pairs"]) == ["Ar-Ar"]

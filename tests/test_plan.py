@@ -1,0 +1,82 @@
+"""The plan of a campaign on a site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from campaign.config import load_site, template_path
+from campaign.errors import InputError
+from campaign.plan import make_plan, plan_text, try_site
+from campaign.tasks import Context, Record, Task, new_record
+
+SITE = """\
+site: s
+executors:
+  cpu: {provider: slurm, nodes: 2, cores: 8, max_blocks: 3}
+  gpu: {provider: slurm, cores: 8, workers: 1, gpus: 4}
+"""
+
+
+def write(folder: Path, stages: str) -> str:
+    (folder / "site.yaml").write_text(f"{SITE}stages: {stages}\n")
+    return str(folder / "site.yaml")
+
+
+def test_the_plan_of_quickstart(tmp_path: Path) -> None:
+    plan = make_plan(template_path("quickstart"), write(tmp_path, "{default: cpu}"))
+    stages = {s["stage"]: s for s in plan["stages"]}
+    assert (plan["frames"], plan["atoms"], plan["warnings"]) == (2048, 64, [])
+    assert {s["workers"] for s in stages.values()} == {8 * 2 * 3}
+    assert stages["sample"]["core_hours"] == pytest.approx(8 * 25600 * 64 * 2e-5 / 3600, abs=0.005)
+    hours = [plan["core_hours"], *(s["core_hours"] for s in stages.values())]
+    assert hours == [round(h, 2) for h in hours]
+    assert plan["core_hours"] == pytest.approx(sum(hours[1:]))
+    assert f"about {plan['core_hours']:.2f} core-hours" in plan_text(plan)
+
+
+def test_idle_gpus_are_said_only_where_training_has_them(tmp_path: Path) -> None:
+    plan = make_plan(template_path("quickstart"), write(tmp_path, "{default: cpu, train: gpu}"))
+    (warning,) = plan["warnings"]
+    assert "trains on CPU cores; the GPUs of executor gpu would stand idle" in warning
+    (tmp_path / "c.yaml").write_text(
+        "campaign: c\nsystem: {structure: {prototype: fcc, elements: [Ar], a: 5.3}}\n"
+        "sample: [{method: fake, frames: 9}]\n"
+    )
+    assert make_plan(tmp_path / "c.yaml", write(tmp_path, "{default: gpu}"))["warnings"] == []
+    assert make_plan(tmp_path / "c.yaml", write(tmp_path, "{sample: cpu}"))["warnings"] == []  # no executor to train on
+
+
+class Deaf:
+    """A runner whose workers do not all answer: ``silent`` never, ``old`` with another Python."""
+
+    def __init__(self, work: object, site: object, logs: Path, token: str) -> None:
+        self.name = site.executor_for("noop")  # type: ignore[attr-defined]
+        self.records: list[Record] = []
+
+    def submit(self, task: Task, context: Context) -> None:
+        record = new_record(task, 0)
+        record["versions"] |= {"python": "2.7"} if self.name == "old" else {"lammps": "1"}
+        self.records = [] if self.name == "silent" else [record]
+
+    def wait(self, seconds: float) -> list[Record]:
+        return self.records
+
+    def close(self) -> None:
+        pass
+
+
+def test_executors_that_do_not_answer_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("campaign.runtime.parsl.ParslRunner", Deaf)
+    executors = ", ".join(f"{name}: {{provider: local}}" for name in ("silent", "old", "good"))
+    (tmp_path / "site.yaml").write_text(f"site: s\nexecutors: {{{executors}}}\nstages: {{default: good}}\n")
+    lines: list[str] = []
+    with pytest.raises(InputError) as caught:
+        lines.extend(try_site(load_site("site.yaml"), patience=0.2))
+    assert [line.split(":")[0] for line in lines] == ["executor old", "executor good"]
+    assert lines[1].endswith(", lammps 1")
+    silent, old = caught.value.problems
+    assert silent.startswith("site s: executor silent: no worker answered in 0.2 s; look at the queue")
+    assert old.startswith("site s: executor old: the worker's Python 2.7 is not this one")
