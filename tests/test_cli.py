@@ -100,7 +100,7 @@ def test_a_run_that_cannot_be_read_is_a_sentence(toy: Path) -> None:
     assert again.returncode == 2
     assert "ledger.jsonl, line 1, is damaged" in again.stderr
     (run / "run.zarr/zarr.json").write_text("{")
-    assert "run.zarr is not a readable Zarr group" in said(run, 1)
+    assert "run.zarr is not a readable Zarr group" in said(run, 2)
 
 
 def test_init_lists_writes_and_refuses_to_overwrite(tmp_path: Path) -> None:
