@@ -29,6 +29,6 @@ def digests(files: dict[str, bytes]) -> dict[str, str]:
 
 def _with_named(name: str, content: bytes, every: dict[str, str]) -> str:
     folder = Path(name).parent
-    words = content.split() if name.endswith(".lmp") else []
+    words = content.replace(b'"', b" ").split()  # a structure file names no other
     named = sorted({w for w in (str(folder / t.decode(errors="replace")) for t in words) if w in every and w != name})
     return "-".join([every[name], *(every[w][:8] for w in named)])

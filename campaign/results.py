@@ -93,17 +93,23 @@ def _headline(result: dict[str, Json]) -> list[str]:
     if result["method"] == "errors":
         lines = []
         for name, errors in result["sets"].items():
-            rmse, l4, energy = errors["forces"]["rmse"], errors["forces"]["l4"], errors["energy"]["rmse"]
+            rmse, l4 = _milli(errors["forces"]["rmse"], 1), _milli(errors["forces"]["l4"], 1)
             lines.append(
-                f"errors      {name:<12} force RMSE {1e3 * rmse:.1f} meV/Å, L4 {1e3 * l4:.1f}, "
-                f"energy {1e3 * energy:.2f} meV/atom on {result['held_out']} held-out frames"
+                f"errors      {name:<12} force RMSE {rmse} meV/Å, L4 {l4}, "
+                f"energy {_milli(errors['energy']['rmse'], 2)} meV/atom on {result['held_out']} held-out frames"
             )
-        return [*lines, f"errors      {verdict}: force RMSE at most {limit['forces']} eV/Å is asked"]
+        asked = f"force RMSE at most {limit['forces']} eV/Å is asked" if limit.get("forces") else "nothing is asked"
+        return [*lines, f"errors      {verdict}: {asked}"]
     if result["method"] == "stability":
         where = f"{result['ensemble'].upper()} at {result['temperature']:g} K"
         return [f"stability   {verdict}: {result['reached']:g} of {result['time']:g} ps {where}"]
     worst = result["headline"]["worst"]
-    return [f"{result['method']:<11} {verdict}: {worst:.3f}, at most {limit:g} is asked"]
+    found = "no run to compare" if worst is None else f"{worst:.3f}"
+    return [f"{result['method']:<11} {verdict}: {found}, at most {limit:g} is asked"]
+
+
+def _milli(value: float | None, digits: int) -> str:
+    return "not finite" if value is None else f"{1e3 * value:.{digits}f}"
 
 
 def _models(flow: Flow) -> list[str]:

@@ -157,6 +157,8 @@ def _check(report: Data, selection: Data) -> dict[str, Any]:
         title = "Held-out errors"
         name = _order(report.get("sets") or {}, selection)[:1]
         for quantity, limit in (report.get("threshold") or {}).items():
+            if limit is None:
+                continue
             what, unit, factor = QUANTITIES.get(quantity, (quantity, "", 1.0))
             value = ((report.get("sets") or {}).get(name[0]) or {}).get(quantity) or {} if name else {}
             found = number(value.get("rmse"))

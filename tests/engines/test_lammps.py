@@ -559,6 +559,13 @@ if os.environ.get("PMI_RANK") == "0":
 """
 
 
+def test_each_rank_has_one_thread_whatever_the_worker_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    context = Context(tmp_path, {"lammps": ["sh", "-c", "echo threads=$OMP_NUM_THREADS >&2; exit 1"]})
+    with pytest.raises(MachineFault, match="threads=1 "):
+        run_job(Job(LJ, segment(1), start()), 2, context, Task("sample", "x", {}))
+
+
 def test_a_rank_that_meets_the_machines_fault_says_so_and_ends_the_others(two_ranks, tmp_path, monkeypatch):
     """Rank 0 finds no place for the checkpoint; the other one must not wait for it for ever."""
     (tmp_path / "sitecustomize.py").write_text(FULL)
