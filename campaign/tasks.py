@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -202,5 +202,24 @@ def new_record(task: Task, attempt: int) -> Record:
     )
 
 
-#: Does a task: (``Task.to_json()``, ``Context.to_json()``) -> record. ``campaign.worker.run_task`` is the one there is.
-Work = Callable[..., Record]
+_dump = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+
+
+def pack(task: Task, context: Context) -> str:
+    """Return what is sent to a worker, as JSON text."""
+    return f"[{_dump(task.to_json())},{_dump(context.to_json())}]"
+
+
+def unpack(message: str) -> tuple[Task, Context]:
+    """Return what ``pack`` packed."""
+    task, context = json.loads(message)
+    return Task.from_json(task), Context.from_json(context)
+
+
+def unpack_record(answer: str) -> Record:
+    """Return the record that a worker sent back as JSON text."""
+    return cast(Record, json.loads(answer))
+
+
+#: Does a task: ``pack(task, context)`` -> record as JSON text. ``campaign.worker.run_task`` is the one there is.
+Work = Callable[..., str]

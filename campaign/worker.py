@@ -1,35 +1,44 @@
-"""``run_task(task, context) -> record``: the only function sent to a worker."""
+"""``run_task(message) -> record``: the only function sent to a worker."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import importlib
+import json
 import os
 import socket
 import time
 from functools import lru_cache
 
 from campaign.errors import CampaignError, DiskFull, MachineFault, StoreError
-from campaign.tasks import Context, Json, Record, Task, new_record
+from campaign.tasks import Context, Record, Task, new_record, unpack
 
 
-def run_task(task_json: dict[str, Json], context_json: dict[str, Json], **_scheduling: object) -> Record:
-    """Do one task, publish its arrays in the store and return its record. Never raises: failure is data.
+def run_task(message: str, **_scheduling: object) -> str:
+    """Do one task and return its record, both as JSON text (``tasks.pack``, ``tasks.unpack_record``).
+
+    Text is what crosses to a worker: an executor's own pickling of nested dictionaries costs more than the rest of a
+    short task together.
 
     Parameters
     ----------
-    task_json, context_json
-        ``Task.to_json()`` and ``Context.to_json()``.
+    message
+        ``tasks.pack(task, context)``.
     **_scheduling
         What an executor was told about the task (Parsl passes its priority on); not used here.
+    """
+    return json.dumps(do_task(*unpack(message)))
+
+
+def do_task(task: Task, context: Context) -> Record:
+    """Do one task, publish its arrays in the store and return its record. Never raises: failure is data.
 
     Returns
     -------
     Record
         ``done``, or ``failed`` with the cause in one sentence. ``transient`` marks the machine's faults.
     """
-    task, context = Task.from_json(task_json), Context.from_json(context_json)
     record = new_record(task, context.attempt)
     try:
         if context.sent:

@@ -21,7 +21,7 @@ import psutil
 
 from campaign.errors import InputError
 from campaign.leftovers import end_leftovers
-from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record
+from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 #: Seconds to wait for more once a record is there: those that come together share one flush of the ledger.
-GATHER = 0.01
+GATHER = 0.02
 
 
 class ParslRunner:
@@ -89,11 +89,12 @@ class ParslRunner:
         self._heard = time.time()
         future = self._kernel.submit(
             self._work,
-            app_args=(task.to_json(), context.to_json()),
+            app_args=(pack(task, context),),
             executors=[self._site.executor_for(task.stage)],
             cache=False,
             ignore_for_cache=(),
-            app_kwargs={"parsl_resource_specification": {"priority": task.priority}},
+            # Without a priority a task comes last, in the order of sending: nothing to say for the common ones.
+            app_kwargs={} if task.priority >= 5 else {"parsl_resource_specification": {"priority": task.priority}},
         )
         sent = time.time()
         future.add_done_callback(lambda done: self._records.put((context.sent, _record_of(done, task, context, sent))))
@@ -195,8 +196,9 @@ def _log(logs: Path) -> Callable[[], None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     logger = logging.getLogger("parsl")
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logging.getLogger("parsl.dataflow.dflow").setLevel(logging.WARNING)
+    logger.setLevel(logging.WARNING)
+    for part in ("jobs", "providers", "launchers", "executors.status_handling"):
+        logging.getLogger(f"parsl.{part}").setLevel(logging.INFO)
 
     def close() -> None:
         logger.removeHandler(handler)
@@ -208,7 +210,7 @@ def _log(logs: Path) -> Callable[[], None]:
 def _record_of(future: Future[Any], task: Task, context: Context, sent: float) -> Record:
     error = future.exception()
     if error is None:
-        return future.result()  # type: ignore[no-any-return]
+        return unpack_record(future.result())
     # the work itself never raises, so this is the machine's doing: a worker or node lost, a block cancelled.
     record = new_record(task, context.attempt)
     record["state"], record["transient"] = "failed", True

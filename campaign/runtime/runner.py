@@ -6,7 +6,7 @@ import heapq
 import itertools
 from typing import Protocol
 
-from campaign.tasks import Context, Record, Task, Work
+from campaign.tasks import Context, Record, Task, Work, pack, unpack_record
 
 
 class Runner(Protocol):
@@ -45,7 +45,7 @@ class InlineRunner:
         if not self._queue:
             return []
         _, _, task, context = heapq.heappop(self._queue)
-        return [self._work(task.to_json(), context.to_json())]
+        return [unpack_record(self._work(pack(task, context)))]
 
     def close(self) -> None:
         """Forget what is queued."""

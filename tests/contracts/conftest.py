@@ -8,7 +8,7 @@ import pytest
 from campaign.frames import Frames
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
-from campaign.worker import run_task
+from campaign.worker import do_task
 
 TEMPLATES = Path(__file__).parents[2] / "templates" / "potentials"
 
@@ -50,6 +50,6 @@ def do():
     """Return a function that does a task as a worker would."""
 
     def do(folder, task: Task, attempt=0):
-        return run_task(task.to_json(), Context(folder, attempt=attempt).to_json())
+        return do_task(task, Context(folder, attempt=attempt))
 
     return do

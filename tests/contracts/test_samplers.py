@@ -1,6 +1,5 @@
 """One suite over every sampler: segments planned by the stage, run by the worker's own function, in a real store."""
 
-import json
 import shutil
 import sys
 from itertools import pairwise
@@ -13,7 +12,7 @@ from campaign.engines import labellers, process
 from campaign.frames import Frames
 from campaign.stages.sample import Sample
 from campaign.store.store import Store
-from campaign.tasks import Context, Task
+from campaign.tasks import Context, Task, pack
 
 SALT = {"prototype": "rocksalt", "elements": ["Na", "Cl"], "a": 5.9, "supercell": [2, 2, 2]}
 ARGON = {"prototype": "fcc", "elements": ["Ar"], "a": 5.5, "supercell": [2, 2, 2]}
@@ -112,7 +111,7 @@ def test_a_segment_from_its_stored_checkpoint_is_bitwise_the_same_also_in_anothe
     checkpoint = Store(folder / "run.zarr").checkpoint(second.id)
     code = (
         "import json, sys; from campaign.worker import run_task; "
-        "r = run_task(*json.loads(sys.argv[1])); sys.exit(r['cause'] or 0)"
+        "r = json.loads(run_task(sys.argv[1])); sys.exit(r['cause'] or 0)"
     )
     for name in ("here", "there"):
         other = run_folder(name)
@@ -122,7 +121,7 @@ def test_a_segment_from_its_stored_checkpoint_is_bitwise_the_same_also_in_anothe
         if name == "here":
             assert do(other, second)["state"] == "done"
         else:
-            what = json.dumps([second.to_json(), Context(other).to_json()])
+            what = pack(second, Context(other))
             process.run([sys.executable, "-c", code, what], other)
         found = Store(other / "run.zarr")
         for key, array in found.arrays("sample", second.id).items():

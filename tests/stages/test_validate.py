@@ -14,7 +14,7 @@ from campaign.stages.board import FrameSet
 from campaign.stages.validate import Validate, read_result
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
-from campaign.worker import run_task
+from campaign.worker import do_task
 
 A, B, C = (f"{k:016x}:{k}" for k in (1, 2, 3))
 
@@ -151,7 +151,7 @@ def do(toy, tmp_path):
 
     def do(params, inputs=()):
         task = Task("validate", params["method"], params, inputs)
-        record = run_task(task.to_json(), Context(tmp_path).to_json())
+        record = do_task(task, Context(tmp_path))
         assert record["state"] == "done", record["cause"]
         assert record["result"]["method"] == params["method"]
         json.dumps(record, allow_nan=False)
