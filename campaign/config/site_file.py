@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from campaign.config.fields import Count, Model, NonNegativeInteger, Scalars, integer, suggest, wrong
+from campaign.config.fields import Count, FileName, Model, NonNegativeInteger, Scalars, integer, suggest, wrong
 from campaign.errors import InputError
 
 #: Engines that a site may have a launch command for.
@@ -89,6 +89,7 @@ class Site(Model):
         default_factory=dict, description="the command in front of each engine, as a list with {ranks} to fill"
     )
     environment: tuple[str, ...] = Field((), description="shell lines run before the workers start")
+    scratch: FileName | None = Field(None, description="folder on the nodes for engines' temporary files (TMPDIR)")
 
     def executor_for(self, stage: str) -> str:
         """Return the name of the executor that runs ``stage``.

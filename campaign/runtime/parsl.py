@@ -249,6 +249,8 @@ def _executor(site: Site, name: str, token: str) -> Any:
 def _worker_init(site: Site, spec: Executor, token: str) -> str:
     """Return the shell lines run before a worker starts: the site's own, then what campaign needs."""
     lines = [*site.environment]
+    if site.scratch is not None:
+        lines.append(f"mkdir -p {shlex.quote(site.scratch)} && export TMPDIR={shlex.quote(site.scratch)}")
     lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         lines.append(f"export {name}={spec.cores_per_worker}")

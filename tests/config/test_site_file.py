@@ -96,7 +96,6 @@ def test_slurm_starts_workers_on_every_node_and_pbs_asks_for_known_cores(
         ("  lammps:", "  lamps:", 13, "launch.lamps", "srun", "'lammps'"),
         ("[module load x]", "[3]", 14, "environment[0]", "3", "quotes"),
         ("[module load x]", "[x]\nroots: [/data]", 15, "roots", "/data", "the keys here are"),
-        ("[module load x]", "[x]\nscratch: /tmp", 15, "scratch", "/tmp", "the keys here are"),
         ("provider: pbs,", "provider: pbs, nodes: 3,", 10, "executors.gpu.nodes", "3", "nodes: 1 and max_blocks: 3"),
         ("provider: pbs,", "provider: local, nodes: 3,", 10, "executors.gpu.nodes", "3", "write nodes: 1"),
         ("[module load x]", "[x]\ntemperature: 300", 15, "temperature", "300", "the keys here are"),

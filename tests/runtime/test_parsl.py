@@ -212,3 +212,16 @@ def test_a_second_driver_is_told_who_is_there(tmp_path: Path) -> None:
     finally:
         first.terminate()
         assert first.wait(60) == 130
+
+
+def test_a_site_says_where_temporary_files_go(tmp_path: Path) -> None:
+    from campaign.runtime.parsl import executors
+
+    scratch = tmp_path / "fast disk"
+    site = load_site("local").model_copy(update={"scratch": str(scratch)})
+    (executor,) = executors(site, "token")
+    shown = subprocess.run(
+        ["bash", "-c", f'{executor.provider.worker_init}\necho "$TMPDIR"'], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == str(scratch)
+    assert scratch.is_dir()
