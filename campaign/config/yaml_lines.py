@@ -172,6 +172,7 @@ class _Composer:
         self.document.problems.append(Problem(line, key, what, got, remedy))
 
     def compose(self) -> Any:
+        """Return the data of the one document; every mistake becomes a problem with its line."""
         stream = self.events()
         data: Any = None
         documents = 0
@@ -189,6 +190,7 @@ class _Composer:
         return data
 
     def value(self, event: Any, stream: Iterator[Any], path: str, depth: int) -> Any:
+        """Return the value that ``event`` begins, at ``path``; aliases, anchors and tags are refused."""
         line = _line(event)
         if depth > MAX_DEPTH:
             self.problem(line, path[:80], "this is nested too deeply", f"{depth} levels", "remove some brackets")
@@ -208,6 +210,7 @@ class _Composer:
         return self.mapping(stream, path, depth)
 
     def sequence(self, stream: Iterator[Any], path: str, depth: int) -> list[Any]:
+        """Return the items of a list, up to its end."""
         items: list[Any] = []
         for event in stream:
             if isinstance(event, yaml.SequenceEndEvent):
@@ -218,6 +221,7 @@ class _Composer:
         return items
 
     def mapping(self, stream: Iterator[Any], path: str, depth: int) -> dict[str, Any]:
+        """Return the entries of a mapping, up to its end; of a key written twice the first counts."""
         items: dict[str, Any] = {}
         for event in stream:
             if isinstance(event, yaml.MappingEndEvent):
@@ -237,6 +241,7 @@ class _Composer:
         return items
 
     def scalar(self, event: Any, path: str) -> Any:
+        """Return a plain word as text, number, true, false or nothing; what is quoted is text."""
         text: str = event.value
         line = _line(event)
         where = path or "YAML"

@@ -28,8 +28,9 @@ def drawn(data: Data) -> dict[str, Any]:
 
 def test_plotly_knows_every_property(data: Data) -> None:
     """Plotly's own schema rejects a misspelt property, which the browser would ignore in silence."""
-    for figure in drawn(data).values():
-        go.Figure({"data": figure["data"], "layout": figure["layout"]})
+    for name, figure in drawn(data).items():
+        drawing = go.Figure({"data": figure["data"], "layout": figure["layout"]})
+        assert len(drawing.data) == len(figure["data"]), name
 
 
 def test_errors_are_in_the_unit_of_the_axis(data: Data) -> None:
