@@ -1,7 +1,7 @@
 """What campaign itself costs: tasks a second against plain Parsl, and a real run against its engines' own time.
 
 python benchmarks/overhead.py            no-op tasks against parsl-perf, then templates/quickstart.yaml (minutes)
-python benchmarks/overhead.py --quick    the same on templates/argon.yaml made small
+python benchmarks/overhead.py --quick    the same on a small campaign of argon
 """
 
 from __future__ import annotations

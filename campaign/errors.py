@@ -70,9 +70,12 @@ class EngineError(CampaignError):
     ----------
     frames
         What molecular dynamics had made before it failed (arrays by name), if any.
+    alone
+        Whether one MPI rank failed without the others of its calculation: they wait for it, and must be ended.
     """
 
     frames: dict[str, Any] | None = None
+    alone: bool = False
 
 
 class Unconverged(EngineError):

@@ -31,12 +31,17 @@ LOOK = 0.5
 
 @dataclass
 class Counts:
-    """Progress of one stage."""
+    """Progress of one stage: tasks, but for ``stopped``, the walkers that ended early in tasks that are done.
+
+    ``stopped_share`` counts each of them as its share of its task, as a task of one walker counts when it fails.
+    """
 
     done: int = 0
     failed: int = 0
     flying: int = 0
     seconds: float = 0.0
+    stopped: int = 0
+    stopped_share: float = 0.0
 
 
 @dataclass
@@ -120,6 +125,10 @@ class Flow:
             counts.seconds += record["seconds"]
             if record["stage"] == "sample":
                 self.frames += int(record["result"].get("frames", 0))
+            for walker, cause in record["result"].get("stopped", {}).items():  # the frames it made are kept
+                counts.stopped += 1
+                counts.stopped_share += 1 / max(1, int(record["result"].get("walkers", 1)))
+                self.failures.append({**record, "cause": f"Walker {walker} stopped: {cause}"})
         else:
             counts.failed += 1
             self.failures.append(record)
@@ -226,12 +235,13 @@ class Flow:
                 "command again."
             )
         for stage in self.stages:
-            failed = self.counts[stage.name].failed
+            counts = self.counts[stage.name]
             allowed = self._max_failed * max(stage.total(self.board), 1)
-            if failed > max(allowed, 1):
+            if counts.failed + counts.stopped_share > max(allowed, 1):
+                walkers = f" and {counts.stopped} walkers stopped" if counts.stopped else ""
                 raise TooManyFailures(
-                    f"{failed} tasks of stage {stage.name} failed for good, more than max_failed allows "
-                    f"({self._max_failed:g} of {stage.total(self.board)}). Everything finished is kept:"
+                    f"{counts.failed} tasks of stage {stage.name} failed for good{walkers}, more than max_failed "
+                    f"allows ({self._max_failed:g} of {stage.total(self.board)}). Everything finished is kept:"
                     " see campaign status."
                 )
 
@@ -307,10 +317,10 @@ class Flow:
         if counts.done + counts.failed + counts.flying == 0:
             state = "pending"  # also where there was nothing to do it with
         elif stage.finished(self.board) and counts.flying == 0:
-            state = "partial" if counts.failed or counts.done < total else "done"
+            state = "partial" if counts.failed or counts.stopped or counts.done < total else "done"
         else:
             state = "running" if live else "partial"
-        return {"state": state, "done": counts.done, "total": total, "failed": counts.failed}
+        return {"state": state, "done": counts.done, "total": total, "failed": counts.failed + counts.stopped}
 
     def _eta(self) -> float | None:
         """Return the seconds that the rest will take at the mean time of the tasks so far; None while unknown."""

@@ -31,7 +31,18 @@ LAYOUT: dict[str, tuple[tuple[int | str, ...], str]] = {
     "step": ((), "int64"),
     "temperature": ((), "float64"),
     "pressure": ((), "float64"),
+    "energies": (("a",), "float64"),
+    "order": ((), "float64"),
+    "bias": ((), "float64"),
+    "weight": ((), "float64"),
+    "scale": ((), "float64"),
 }
+
+#: Arrays that a store may lack, and that then read as NaN.
+ADDED = ("energies", "order", "bias", "weight", "scale")
+
+#: What a frame of biased sampling has beside its physics.
+BIASED = ("order", "bias", "weight", "scale")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,6 +71,12 @@ class Frames:
         Which walker, and at which MD step.
     temperature, pressure : (n,) float64
         Set points of the thermostat (K) and barostat (bar); NaN where there is none.
+    energies : (n, a) float64
+        Energies of the atoms, eV: they sum to ``energy`` less what no atom has (a long-range tail); NaN where the
+        potential does not give them.
+    order, bias, weight, scale : (n,) float64
+        Of biased sampling (MOMT): the order parameter Q, the bias S~, both dimensionless; the logarithm of the weight
+        that takes the frame to the set temperature; the factor lambda on the physical forces. NaN elsewhere.
     """
 
     numbers: Array
@@ -74,6 +91,11 @@ class Frames:
     step: Array
     temperature: Array
     pressure: Array
+    energies: Array
+    order: Array
+    bias: Array
+    weight: Array
+    scale: Array
 
     def __post_init__(self) -> None:
         if self.numbers.ndim != 2:
@@ -131,6 +153,8 @@ class Frames:
                 results["forces"] = self.forces[k]
             if np.isfinite(self.stress[k]).all():
                 results["stress"] = full_3x3_to_voigt_6_stress(self.stress[k])
+            if np.isfinite(self.energies[k]).all():
+                results["energies"] = self.energies[k]
             if results:
                 atoms.calc = SinglePointCalculator(atoms, **results)
             atoms.info.update(
@@ -139,6 +163,7 @@ class Frames:
                 step=int(self.step[k]),
                 set_temperature=float(self.temperature[k]),
                 set_pressure=float(self.pressure[k]),
+                **{name: float(v) for name in BIASED if np.isfinite(v := getattr(self, name)[k])},
             )
             out.append(atoms)
         return out
@@ -193,6 +218,7 @@ class Frames:
             energy=np.array([result(i, "energy", np.array(np.nan)) for i in images]),
             forces=np.array([result(i, "forces", np.full((a, 3), np.nan)) for i in images]),
             stress=np.array([result(i, "stress", np.full((3, 3), np.nan)) for i in images]),
+            energies=np.array([result(i, "energies", np.full(a, np.nan)) for i in images]),
             **arrays,
         )
 

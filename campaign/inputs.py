@@ -1,13 +1,27 @@
-"""The data files a campaign names, and the hashes by which they enter the tasks' ids."""
+"""The data files a campaign names, and the hashes by which they enter the tasks' ids.
+
+Most are small and are copied into the run directory. Files of frames are read in place: of them it has notes.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from campaign.config import read_potential_header
+from campaign.config.data_files import FRAME_NOTES
+from campaign.config.yaml_lines import Problem
+from campaign.engines.frame_format import WrongFrames
+from campaign.errors import InputError, StoreError
+from campaign.stages.sample_file import Source, look
+
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded
+    from campaign.stages.board import Shard
 
 
 def read_files(loaded: Loaded[Campaign]) -> dict[str, bytes]:
@@ -32,3 +46,133 @@ def _with_named(name: str, content: bytes, every: dict[str, str]) -> str:
     words = content.replace(b'"', b" ").split()  # a structure file names no other
     named = sorted({w for w in (str(folder / t.decode(errors="replace")) for t in words) if w in every and w != name})
     return "-".join([every[name], *(every[w][:8] for w in named)])
+
+
+def frame_sources(loaded: Loaded[Campaign], known: Path | None = None, again: bool = False) -> list[Source]:
+    """Return a note for each file of frames that a campaign samples from (``campaign.stages.sample_file``).
+
+    Files are looked through and hashed, except those of which a run directory has a note that still holds.
+
+    Parameters
+    ----------
+    loaded
+        The campaign. Where it is a run directory's own, its notes stand for the files, which need not be there.
+    known
+        A run directory whose notes may be used too.
+    again
+        Look again through files of a run directory's own campaign whose time changed: the same content is taken as
+        unchanged.
+
+    Raises
+    ------
+    InputError
+        With every file that cannot be read, and what in them cannot be taken, on the campaign file's lines.
+    """
+    entries = [(k, m) for k, m in enumerate(loaded.spec.sample) if m.method == "file"]
+    if not entries:
+        return []
+    own = _notes(loaded.folder) if (loaded.folder / "run.zarr").is_dir() else []
+    known_notes = _notes(known) if known is not None else []
+    others = own + [n for n in known_notes if n.stamp]  # another run's store may hold more by now
+    found: list[Source] = []
+    problems: list[Problem] = []
+    for entry, spec in entries:
+        key = f"sample[{entry}].file"
+        line = next((loaded.lines[k] for k in (key, f"sample[{entry}]") if k in loaded.lines), 1)
+        mine = next((n for n in own if n.is_of(entry, spec)), None)
+        place = next((n.path for n in own if n.file == spec.file), None) or str((loaded.folder / spec.file).resolve())
+        same = mine or next((n for n in others if n.path == place and n.is_of(entry, spec)), None)
+        try:
+            if same is None or (same.fault() and (mine is None or (again and Path(place).exists()))):
+                fresh = look(Path(place), entry, spec)
+                same = mine if mine and (mine.digest, mine.shards) != (fresh.digest, fresh.shards) else fresh
+            found.append(same)
+            problems += _elements(loaded, same, line, key)
+        except WrongFrames as error:
+            if mine is None:
+                problems.append(Problem(line, key, error.what, error.got, error.remedy))
+            else:
+                found.append(mine)
+        except (StoreError, OSError) as error:
+            what = f"the frames cannot be read ({error})".replace(".)", ")")
+            problems.append(Problem(line, key, what, f"'{spec.file}'", "name a file that can be read"))
+    if problems:
+        raise InputError(*(p.text(loaded.path) for p in problems))
+    _check_pool(loaded, found)
+    return found
+
+
+def _notes(folder: Path) -> list[Source]:
+    try:
+        return [Source.from_json(n) for n in json.loads((folder / FRAME_NOTES).read_bytes())]
+    except (OSError, ValueError, TypeError, KeyError):  # a note that is not there is made again
+        return []
+
+
+def notes(sources: Iterable[Source]) -> dict[str, bytes]:
+    """Return the notes as a data file of the run directory; nothing where there are none."""
+    found = [s.to_json() for s in sources]
+    return {FRAME_NOTES: json.dumps(found, separators=(",", ":")).encode()} if found else {}
+
+
+def _elements(loaded: Loaded[Campaign], source: Source, line: int, key: str) -> Iterator[Problem]:
+    """Yield what the potential that labels has not of a file's elements."""
+    spec = loaded.spec
+    if spec.label is None or spec.label.engine != "lammps":
+        return
+    potential = spec.label.potential or spec.system.potential
+    assert potential is not None  # the campaign file is refused without it
+    known = read_potential_header(loaded.folder / potential.lammps).elements
+    absent = ", ".join(e for e in source.species if e not in known)
+    if absent:
+        what = f"its frames have {absent}, which the potential that labels them (elements {' '.join(known)}) has not"
+        yield Problem(line, key, what, f"'{source.file}'", f"label with a potential that has {absent}")
+
+
+def _check_pool(loaded: Loaded[Campaign], sources: Sequence[Source]) -> None:
+    """Check that the pool gives what is selected and held out: known once the files were looked through."""
+    spec = loaded.spec
+    size = spec.select.size if spec.select else 0
+    held_out = max((t.held_out for t in spec.validation if t.method == "errors"), default=0)
+    frames = sum(m.all_walkers * m.frames for m in spec.sample) + sum(s.frames for s in sources)
+    picks = size * max((1 + len(t.against) for t in spec.validation if t.method == "errors"), default=1)
+    problem = None
+    if size > frames:
+        what, remedy = f"the pool has only {frames} frames", "select fewer, or sample more"
+        problem = Problem(loaded.lines.get("select.size", 1), "select.size", what, str(size), remedy)
+    elif held_out + picks > frames:
+        k = next(i for i, t in enumerate(spec.validation) if t.method == "errors" and t.held_out == held_out)
+        key, what = f"validate[{k}].held_out", f"the pool has {frames} frames and {picks} of them are for training"
+        remedy = f"write held_out: {max(1, frames - picks)} or less, or sample more"
+        problem = Problem(loaded.lines.get(key, 1), key, what, str(held_out), remedy)
+    if problem is not None:
+        raise InputError(problem.text(loaded.path))
+
+
+def check_in_place(sources: Iterable[Source], shards: Iterable[Shard]) -> None:
+    """Check that files of which shards are still to be read are as they were.
+
+    Parameters
+    ----------
+    sources
+        The notes.
+    shards
+        The board's.
+
+    Raises
+    ------
+    InputError
+        A file changed or vanished.
+    """
+    missing = Counter(
+        s.task.params["entry"] for s in shards if s.state == "expected" and s.task.params.get("method") == "file"
+    )
+    problems = [
+        f"sample[{s.entry}].file: {fault}, and {missing[s.entry]} of its {len(s.shards)} shards are still to be read, "
+        f"got '{s.file}'; put the file back as it was, or give campaign run with the campaign file to take what it "
+        "holds now as new frames"
+        for s in sources
+        if missing[s.entry] and (fault := s.fault())
+    ]
+    if problems:
+        raise InputError(*problems)

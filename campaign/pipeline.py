@@ -15,7 +15,7 @@ stage tells another stands on a board: shards of the pool, sets of chosen frames
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from campaign.errors import InputError, StoreError
 from campaign.flow import Flow, History
-from campaign.inputs import digests, read_files
+from campaign.inputs import check_in_place, digests, frame_sources, notes, read_files
 from campaign.runtime.runner import InlineRunner, Runner
 from campaign.stages.board import Stage
 from campaign.store.rundir import RunDirectory, holder, open_existing
@@ -33,17 +33,20 @@ from campaign.worker import run_task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded, Site
+    from campaign.stages.sample_file import Source
 
 
-def stages_of(campaign: Campaign, digests: dict[str, str], until: str | None = None) -> list[Stage]:
-    """Return the stages of a campaign in order, up to and including ``until``."""
+def stages_of(
+    campaign: Campaign, digests: dict[str, str], until: str | None = None, sources: Sequence[Source] = ()
+) -> list[Stage]:
+    """Return the stages of a campaign in order, up to and including ``until``; sources are its files of frames."""
     from campaign.stages.label import Label
     from campaign.stages.sample import Sample
     from campaign.stages.select import Select
     from campaign.stages.train import Train
     from campaign.stages.validate import Validate
 
-    stages: list[Stage] = [Sample(campaign, digests)]
+    stages: list[Stage] = [Sample(campaign, digests, sources)]
     if campaign.select:
         stages.append(Select(campaign))
     if campaign.label:
@@ -107,11 +110,12 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
     from campaign.config import dump
 
     files = read_files(loaded)
-    stages = stages_of(loaded.spec, digests(files), options.until)
+    sources = frame_sources(loaded, path, again=True)
+    stages = stages_of(loaded.spec, digests(files), options.until, sources)
     if not options.inline:
         _check_path(path)
     with RunDirectory(path) as directory:
-        directory.write_inputs(dump(loaded.spec), dump(site), files)
+        directory.write_inputs(dump(loaded.spec), dump(site), {**files, **notes(sources)})
         workers = 1 if options.inline else _workers(site)
         flow = _recovered(stages, loaded.spec, directory, options.retry_quarantined, workers)
         context = Context(directory.path, {k: list(v) for k, v in site.launch.items()}, token=directory.token)
@@ -121,6 +125,7 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
 
         try:
             flow.survey()
+            check_in_place(sources, flow.board.shards)
             _pack(flow, directory)  # what an earlier run left small; nothing is in flight yet
             if flow.unfinished():
                 with _runner(site, directory, options.inline) as runner:
@@ -154,7 +159,8 @@ def survey(run: Path) -> tuple[Flow, Campaign]:
     files = read_files(loaded)
     store = Store(path / "run.zarr")
     history = History(store.scan(), store.quarantined())
-    flow = Flow(stages_of(loaded.spec, digests(files)), history, loaded.spec.max_failed)
+    stages = stages_of(loaded.spec, digests(files), sources=frame_sources(loaded))
+    flow = Flow(stages, history, loaded.spec.max_failed)
     flow.survey()
     return flow, loaded.spec
 

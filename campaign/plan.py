@@ -8,18 +8,20 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from campaign.errors import InputError
+from campaign.inputs import frame_sources
 from campaign.stages.board import Board
 from campaign.stages.sample import Sample
 from campaign.tasks import Context, Json, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded, Site
+    from campaign.stages.sample_file import Source
 
 #: Rough costs on one core of 2025, to tell minutes from months: seconds an atom for a step of classical MD, a label,
 #: a descriptor, a training step and a step of MD with a model.
@@ -29,6 +31,7 @@ STEP, LABEL, DESCRIPTOR, TRAIN, MODEL_STEP = 2e-5, 1e-3, 1e-4, 3e-4, 1e-4
 PACKAGES = {
     "npt": ("lammps", "mpi4py"),
     "nvt": ("lammps", "mpi4py"),
+    "nvt_grid": ("lammps", "mpi4py"),
     "lammps": ("lammps", "mpi4py"),
     "ase": ("ase",),
     "rnd_stream": ("torch", "schnetpack"),
@@ -76,14 +79,19 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         raise InputError(*problems)
     engines, missing = _engines(loaded.spec, site)
     problems += [*check_together(loaded, site), *missing]
+    sources: list[Source] = []
+    try:
+        sources = frame_sources(loaded)
+    except InputError as error:
+        problems += error.problems
     if problems:
         raise InputError(*problems)
     atoms = _atoms(loaded)
-    stages = [_stage(name, loaded.spec, site, atoms) for name in loaded.spec.stages]
+    stages = [_stage(name, loaded.spec, site, atoms, sources) for name in loaded.spec.stages]
     return {
         "campaign": loaded.spec.name,
         "site": site.name,
-        "frames": sum(m.walkers * m.frames for m in loaded.spec.sample),
+        "frames": _frames(loaded.spec, sources),
         "atoms": atoms,
         "engines": engines,
         "stages": stages,
@@ -111,6 +119,10 @@ def _atoms(loaded: Loaded[Campaign]) -> int:
     return len(build_structure(loaded.spec.system.structure.model_dump(mode="json"), loaded.folder))
 
 
+def _frames(spec: Campaign, sources: Sequence[Source]) -> int:
+    return sum(m.all_walkers * m.frames for m in spec.sample) + sum(s.frames for s in sources)
+
+
 def _variants(spec: Campaign) -> list[str]:
     parts: list[str] = [*(m.method for m in spec.sample), *(t.method for t in spec.validation)]
     parts += [spec.select.method] if spec.select else []
@@ -127,10 +139,10 @@ def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str
             found.append({"name": name, "version": version(name)})
         except PackageNotFoundError:
             missing.append(f"engine {name}: this Python has no package {name}; install it with: pip install {name}")
-    many = any(getattr(m, "ranks", 1) > 1 for m in spec.sample)
+    many = any(getattr(m, "processes", 1) > 1 for m in spec.sample)
     launch = site.launch.get("lammps")
     if many and not launch:
-        missing.append(f"site {site.name}: launch.lammps: walkers of several ranks need a launch command; add it")
+        missing.append(f"site {site.name}: launch.lammps: tasks of several MPI ranks need a launch command; add it")
     elif many and launch and site.executors[site.executor_for("sample")].provider == "local":
         import os
         import sys
@@ -141,14 +153,14 @@ def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str
     return found, missing
 
 
-def _stage(name: str, spec: Campaign, site: Site, atoms: int) -> dict[str, Json]:
+def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[Source]) -> dict[str, Json]:
     tasks, what, seconds = {
         "sample": _sample_cost,
         "select": _select_cost,
         "label": _label_cost,
         "train": _train_cost,
         "validate": _validate_cost,
-    }[name](spec, atoms)
+    }[name](spec, atoms, sources)
     executor = site.executor_for(name)
     pool = site.executors[executor]
     return {
@@ -157,23 +169,25 @@ def _stage(name: str, spec: Campaign, site: Site, atoms: int) -> dict[str, Json]
         "what": what,
         "executor": executor,
         "workers": site.workers_per_node(executor) * pool.nodes * pool.max_blocks,
-        "ranks": max((getattr(m, "ranks", 1) for m in spec.sample), default=1) if name == "sample" else 1,
+        "ranks": max((getattr(m, "processes", 1) for m in spec.sample), default=1) if name == "sample" else 1,
         "gpus": pool.gpus,
         "core_hours": round(seconds / 3600, 2),
     }
 
 
-def _sample_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
-    stage, board = Sample(spec, _no_digests(spec)), Board()
-    steps = sum(m.walkers * getattr(m, "steps", 0) for m in spec.sample)
-    walkers = sum(m.walkers for m in spec.sample)
-    return stage.total(board), f"{walkers} walkers, {steps} MD steps of {atoms} atoms", steps * atoms * STEP
+def _sample_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
+    stage, board = _sampling(spec, sources), Board()
+    steps = sum(m.all_walkers * getattr(m, "steps", 0) for m in spec.sample)
+    walkers = sum(m.all_walkers for m in spec.sample)
+    parts = [f"{walkers} walkers, {steps} MD steps of {atoms} atoms"] if walkers or not sources else []
+    parts += [f"{s.frames} frames of {Path(s.file).name}" for s in sources]
+    return stage.total(board), ", ".join(parts), steps * atoms * STEP
 
 
-def _no_digests(spec: Campaign) -> dict[str, str]:
-    """Return digests that only count: the plan's task ids are not used."""
+def _sampling(spec: Campaign, sources: Sequence[Source]) -> Sample:
+    """Return the sampling stage with digests that only count: the plan's task ids are not used."""
     names = [spec.system.potential.lammps] if spec.system.potential else []
-    return dict.fromkeys(names, "")
+    return Sample(spec, dict.fromkeys(names, ""), sources)
 
 
 def _sizes(spec: Campaign) -> tuple[int, int, int]:
@@ -183,23 +197,23 @@ def _sizes(spec: Campaign) -> tuple[int, int, int]:
     return size, size * max((len(t.against) for t in tests), default=0), max((t.held_out for t in tests), default=0)
 
 
-def _select_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+def _select_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
     assert spec.select is not None
-    frames = sum(m.walkers * m.frames for m in spec.sample)
-    shards = Sample(spec, _no_digests(spec)).total(Board())
+    frames = _frames(spec, sources)
+    shards = _sampling(spec, sources).total(Board())
     tests = [t for t in spec.validation if t.method == "errors"]
     tasks = (shards + 1 if spec.select.method != "random" else 1) + (1 if tests else 0) + (1 if _sizes(spec)[1] else 0)
     return tasks, f"{spec.select.method}: {spec.select.size} of {frames} frames", frames * atoms * DESCRIPTOR
 
 
-def _label_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+def _label_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
     assert spec.label is not None
     sizes = _sizes(spec)
     what = f"{spec.label.engine}: {sizes[0]} to train on, {sizes[1]} to compare with, {sizes[2]} to test on"
     return sum(sizes), what, sum(sizes) * atoms * LABEL
 
 
-def _train_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+def _train_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
     assert spec.train is not None
     sets = 1 + (_sizes(spec)[1] > 0)
     epochs = getattr(spec.train, "epochs", 0)
@@ -208,7 +222,7 @@ def _train_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
     return tasks, what, tasks * epochs * _sizes(spec)[0] * atoms * TRAIN
 
 
-def _validate_cost(spec: Campaign, atoms: int) -> tuple[int, str, float]:
+def _validate_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
     steps = sum(t.time / t.timestep for t in spec.validation if t.method == "stability")
     members = spec.train.members if spec.train else 1
     counts = Counter(t.method for t in spec.validation)

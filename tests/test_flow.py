@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from campaign import flow as flow_module
@@ -108,6 +111,67 @@ def test_a_summary_that_is_not_json_does_not_end_the_driver(tmp_path: Path, monk
     stage = drive(tmp_path, 2, lambda name, sent: "nan", monkeypatch)
     assert stage.finished(Board())
     assert [r["result"] for r in read_ledger(tmp_path / "run" / "ledger.jsonl")] == [{}, {}]
+
+
+def stopped(count: int, walkers: int = 1) -> dict[str, Any]:
+    causes = {str(k): "Two atoms met." for k in range(count)}
+    return {"frames": 3, "walkers": walkers, "left": walkers - count, "stopped": causes}
+
+
+class Sampling(Some):
+    """Independent tasks of stage sample, whose store alone tells what they did."""
+
+    name = "sample"
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.tasks = [Task("sample", str(k), {"k": k}) for k in range(count)]
+        self.left = list(self.tasks)
+
+
+def test_a_walker_that_stopped_is_a_failure_also_after_a_resume_from_the_store_alone(tmp_path: Path) -> None:
+    stage = Sampling(4)
+    with RunDirectory(tmp_path / "run") as directory:
+        for k, task in enumerate(stage.tasks):
+            record = new_record(task, 1)
+            record["result"] = stopped(2, 3) if k == 1 else {"frames": 3}
+            directory.store.publish(record, {"energy": np.zeros(3)})
+    (tmp_path / "run" / "ledger.jsonl").unlink()
+    with RunDirectory(tmp_path / "run") as directory:
+        done, quarantined, attempts = directory.recover()
+        assert (len(done), quarantined) == (4, {})
+        flow = Flow([stage], History(done, quarantined, attempts))
+        flow.survey()
+    assert [f["cause"] for f in flow.failures] == [f"Walker {k} stopped: Two atoms met." for k in (0, 1)]
+    assert {f["task"] for f in flow.failures} == {stage.tasks[1].id}
+    assert not flow.complete()
+    status = flow.status("x", ("sample",), live=False)
+    assert status["state"] == "partial"
+    assert status["stages"]["sample"] == {"state": "partial", "done": 4, "total": 4, "failed": 2}
+    assert status["frames"] == 12
+    assert [f["cause"] for f in status["failures"]] == [f["cause"] for f in flow.failures]
+    json.dumps(status)
+
+
+@pytest.mark.parametrize(("result", "stops"), [(stopped(1), True), (stopped(1, 10), False), (stopped(5, 10), True)])
+def test_walkers_that_stop_count_for_max_failed_by_their_share(
+    tmp_path: Path, result: dict[str, Any], stops: bool
+) -> None:
+    class Stopping(Scripted):
+        def wait(self, seconds: float) -> list[Record]:
+            return [{**r, "result": result} if r["task"] in bad else r for r in super().wait(seconds)]  # type: ignore[misc]
+
+    stage = Sampling(10)
+    bad = {t.id for t in stage.tasks[:5]}
+    with RunDirectory(tmp_path / "run") as directory:
+        flow = Flow([stage], History(), max_failed=0.2)
+        drive = lambda: flow.run(Stopping(lambda *_: "done"), directory, Context(directory.path), lambda: None)  # noqa: E731
+        if stops:
+            with pytest.raises(TooManyFailures, match="walkers stopped, more than max_failed"):
+                drive()
+        else:
+            drive()
+            assert flow.counts["sample"].stopped == 5
 
 
 def test_released_tasks_count_their_attempts_from_nothing(tmp_path: Path) -> None:

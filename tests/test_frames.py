@@ -110,3 +110,17 @@ def test_images_of_different_length_are_refused() -> None:
     images[0].calc = SinglePointCalculator(images[0], energy=1.0)
     with pytest.raises(ValueError, match="shape"):
         Frames.from_ase(images)
+
+
+def test_energies_of_atoms_and_what_a_bias_leaves_go_to_ase_where_they_are_known() -> None:
+    plain = block()
+    assert "energies" not in plain.to_ase()[0].calc.results
+    assert "order" not in plain.to_ase()[0].info
+    energies = RNG.normal(size=(4, 3))
+    frames = plain.with_(energies=energies, order=np.arange(4.0), bias=np.ones(4), weight=np.full(4, -2.0))
+    images = frames.to_ase()
+    np.testing.assert_array_equal(images[2].calc.results["energies"], energies[2])
+    assert images[2].info["order"] == 2.0
+    assert (images[2].info["bias"], images[2].info["weight"]) == (1.0, -2.0)
+    assert "scale" not in images[2].info
+    np.testing.assert_array_equal(Frames.from_ase(images).energies, energies)

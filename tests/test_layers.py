@@ -31,7 +31,7 @@ LAYERS = {
     "flow": 4,
     "results": 5,
     "plan": 5,
-    "inputs": 5,
+    "inputs": 4,
     "pipeline": 6,
     "cli": 7,
     "remote": 7,

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         FakeLabel,
         FakeModel,
         FakeSample,
+        FileSample,
         Label,
         LammpsLabel,
         Loss,
+        Packing,
         Potential,
         Prepare,
         Prototype,
@@ -53,9 +55,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "campaign_file": (
-        "CALCULATORS NPT NVT RDF STAGES AseLabel Campaign Errors FakeLabel FakeModel FakeSample Label LammpsLabel Loss "
-        "Potential Prepare Prototype Random Representation RNDStream Sample SchNet Select Stability StructureFile "
-        "System Thresholds Train Validate"
+        "CALCULATORS NPT NVT RDF STAGES AseLabel Campaign Errors FakeLabel FakeModel FakeSample FileSample Label "
+        "LammpsLabel Loss Packing Potential Prepare Prototype Random Representation RNDStream Sample SchNet Select Stability "
+        "StructureFile System Thresholds Train Validate"
     ),
     "data_files": "PotentialHeader read_potential_header read_structure",
     "load": "Loaded dump load_campaign load_site",
@@ -77,10 +79,12 @@ __all__ = [
     "FakeLabel",
     "FakeModel",
     "FakeSample",
+    "FileSample",
     "Label",
     "LammpsLabel",
     "Loaded",
     "Loss",
+    "Packing",
     "Potential",
     "PotentialHeader",
     "Prepare",

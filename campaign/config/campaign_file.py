@@ -6,11 +6,12 @@ Checks that concern several keys or files are in ``physics``, so that all mistak
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from campaign.config.fields import (
+    Composition,
     Count,
     Element,
     FileName,
@@ -20,9 +21,11 @@ from campaign.config.fields import (
     NonNegativeInteger,
     Number,
     Positive,
+    Pressures,
     Scalars,
     Switch,
     Temperature,
+    Window,
     tag_by,
 )
 
@@ -51,7 +54,6 @@ CALCULATORS = {
 #: Known words of the campaign file that this version does not do yet, by key ("" holds the top-level keys).
 NOT_YET: dict[str, frozenset[str]] = {
     "": frozenset({"distill", "transfer", "learn"}),
-    "sample.method": frozenset({"momt", "nvt_grid", "file"}),
     "select.method": frozenset(
         {"uniform_time", "global_energy", "atomic_energy", "force", "fps", "rnd", "rematch", "uq", "grid"}
     ),
@@ -91,16 +93,27 @@ class StructureFile(Model):
     file: FileName = Field(description="structure file", examples=["start.extxyz"])
 
 
+class Packing(Model):
+    """Atoms at random in a cubic cell, pushed apart: a liquid or a glass to start from."""
+
+    packing: Composition = Field(description="atoms of each element", examples=[{"Na": 32, "Cl": 32}])
+    density: Positive = Field(description="g/cm^3", examples=[1.5])
+    seed: NonNegativeInteger | None = Field(None, description="of the random places; default the campaign's seed")
+
+
 def _structure_tag(value: Any) -> str | None:
     if isinstance(value, dict):
-        return "@file" if "file" in value and "prototype" not in value else "@prototype"
-    if isinstance(value, StructureFile):
-        return "@file"
-    return "@prototype" if isinstance(value, Prototype) else None
+        words = {"prototype": "@prototype", "packing": "@packing", "file": "@file", "density": "@packing"}
+        return next((tag for key, tag in words.items() if key in value), "@prototype")
+    kinds: tuple[tuple[type, str], ...] = ((Prototype, "@prototype"), (StructureFile, "@file"), (Packing, "@packing"))
+    return next((tag for kind, tag in kinds if isinstance(value, kind)), None)
 
 
 Structure = Annotated[
-    Annotated[Prototype, Tag("@prototype")] | Annotated[StructureFile, Tag("@file")], Discriminator(_structure_tag)
+    Annotated[Prototype, Tag("@prototype")]
+    | Annotated[StructureFile, Tag("@file")]
+    | Annotated[Packing, Tag("@packing")],
+    Discriminator(_structure_tag),
 ]
 
 
@@ -123,14 +136,12 @@ class Prepare(Model):
 
 
 class MolecularDynamics(Model):
-    """What NPT and NVT sampling share."""
+    """What sampling by molecular dynamics shares."""
 
     method: str
-    temperature: Temperature = Field(
-        description="K, or [T0, T1]: a ramp that every walker runs whole", examples=[[1100, 1700]]
-    )
-    walkers: Count = Field(1, description="independent runs, each with its own seed")
+    walkers: Count = Field(1, description="independent runs at each point, each with its own seed")
     ranks: Count = Field(1, description="MPI ranks of each walker")
+    walkers_per_task: Count = Field(1, description="walkers that run side by side in one MPI job")
     steps: Count = Field(description="MD steps of each walker, after the preparation", examples=[200000])
     timestep: Positive = Field(0.002, le=0.02, description="ps: 0.002 is usual, 0.02 the most")
     every: Count = Field(100, description="steps between kept frames")
@@ -143,19 +154,106 @@ class MolecularDynamics(Model):
         """Frames that each walker keeps."""
         return self.steps // self.every
 
+    @property
+    def points(self) -> tuple[dict[str, float], ...]:
+        """What differs between groups of walkers (pressure in bar, volume in Å^3, temperature in K), by name."""
+        return ({},)
+
+    @property
+    def all_walkers(self) -> int:
+        """Walkers at all points."""
+        return self.walkers * len(self.points)
+
+    @property
+    def processes(self) -> int:
+        """MPI processes of a task."""
+        return self.ranks * min(self.walkers, self.walkers_per_task)
+
 
 class NPT(MolecularDynamics):
     """Molecular dynamics at constant pressure and temperature (Nosé-Hoover chains)."""
 
     method: Literal["npt"] = "npt"
-    pressure: Number = Field(1.0, description="bar")
+    temperature: Temperature = Field(
+        description="K, or [T0, T1]: a ramp that every walker runs whole", examples=[[1100, 1700]]
+    )
+    pressure: Pressures = Field(1.0, description="bar, or a list: every pressure has its own walkers")
     barostat: Positive = Field(1.0, description="damping time, ps")
+
+    @property
+    def points(self) -> tuple[dict[str, float], ...]:
+        """Each pressure."""
+        pressures = self.pressure if isinstance(self.pressure, tuple) else (self.pressure,)
+        return tuple({"pressure": p} for p in pressures)
 
 
 class NVT(MolecularDynamics):
     """Molecular dynamics at constant volume and temperature (Nosé-Hoover chains)."""
 
+    NOT_HERE: ClassVar = {"pressure": ("NVT keeps the cell as it is", "remove it, or write 'method: npt'")}
+
     method: Literal["nvt"] = "nvt"
+    temperature: Temperature = Field(
+        description="K, or [T0, T1]: a ramp that every walker runs whole", examples=[[1100, 1700]]
+    )
+
+
+class NVTGrid(MolecularDynamics):
+    """NVT at each of some volumes and each of some temperatures."""
+
+    NOT_HERE: ClassVar = {
+        "pressure": ("NVT keeps the cell as it is", "remove it, or write 'method: npt'"),
+        "temperature": ("a grid has a list of temperatures", "write 'temperatures: [T1, T2]'"),
+    }
+
+    method: Literal["nvt_grid"] = "nvt_grid"
+    volumes: tuple[Positive, ...] = Field(
+        min_length=1,
+        description="Å^3 of the whole cell, which is scaled to it alike in all directions",
+        examples=[[350, 400]],
+    )
+    temperatures: tuple[Positive, ...] = Field(min_length=1, description="K", examples=[[1500, 2000]])
+
+    @property
+    def points(self) -> tuple[dict[str, float], ...]:
+        """Each volume with each temperature."""
+        return tuple({"volume": v, "temperature": t} for v in self.volumes for t in self.temperatures)
+
+
+class Learn(Model):
+    """How MOMT learns its bias; what is left out follows from the number of atoms."""
+
+    every: Count = Field(10, description="MD steps between two deposits")
+    bins: tuple[Count, Count] | None = Field(None, description="of the grid in enthalpy and order", examples=[[24, 20]])
+    width: Positive | None = Field(None, description="standard deviation of a deposit, in bins")
+    height: Positive | None = Field(None, description="of the first deposits, in k T")
+    rate: Positive | None = Field(None, description="the n-th deposit is rate / n high, once that is less than height")
+
+
+class MOMT(MolecularDynamics):
+    """Extended-ensemble sampling in enthalpy and crystalline order: one run visits solid and liquid many times."""
+
+    method: Literal["momt"] = "momt"
+    temperature: Positive = Field(description="of the thermostat, K: near melting", examples=[2000])
+    pressure: Number = Field(1.0, description="bar")
+    temperatures: tuple[Positive, Positive] = Field(
+        description="of the solid at the window's lower end and of the liquid at its upper, K", examples=[[900, 3500]]
+    )
+    window: Window = Field(
+        "auto", description="enthalpies between which it samples, eV/atom; auto finds them by two short NPT runs"
+    )
+    order: Literal["auto", "none", "fcc", "bcc", "hcp", "rocksalt", "diamond", "zincblende", "cesiumchloride", "sc"] = (
+        Field("auto", description="crystal whose order is sampled; auto is the structure's prototype, none for others")
+    )
+    shared: Switch = Field(True, description="whether the walkers learn one bias together")
+    learn: Learn = Field(default_factory=Learn, description="how the bias is learned")
+    every: Count = Field(50, description="steps between kept frames")
+    barostat: Positive = Field(1.0, description="damping time, ps")
+
+    @property
+    def points(self) -> tuple[dict[str, float], ...]:
+        """The pressure."""
+        return ({"pressure": self.pressure},)
 
 
 class FakeSample(Model):
@@ -169,9 +267,46 @@ class FakeSample(Model):
     temperature: Positive = Field(300.0, description="K, written into the frames")
     delay: NonNegative = Field(0.0, description="seconds that a segment takes")
 
+    @property
+    def all_walkers(self) -> int:
+        """Walkers in all."""
+        return self.walkers
+
+
+class FileSample(Model):
+    """Frames that exist already, read in place: the file is not copied and must stay until all of it is read."""
+
+    method: Literal["file"] = "file"
+    file: FileName = Field(
+        description="*.extxyz, *.xyz, *.traj, *.db, *.zarr (an export or a run.zarr of campaign), *.lammpstrj, *.dump",
+        examples=["old.extxyz"],
+    )
+    elements: tuple[Element, ...] = Field(
+        (),
+        description="of a LAMMPS dump without element column: chemical symbols in the order of the atom types",
+        examples=[["Na", "Cl"]],
+    )
+    every: Count = Field(1, description="keep every so many-th frame, the first included")
+    segment: Count = Field(64, description="frames in a shard, the unit of streaming and resume")
+
+    @property
+    def all_walkers(self) -> int:
+        """None: nothing is run."""
+        return 0
+
+    @property
+    def frames(self) -> int:
+        """Frames of each walker; those of the file are counted when it is looked through."""
+        return 0
+
 
 Sample = Annotated[
-    Annotated[NPT, Tag("@npt")] | Annotated[NVT, Tag("@nvt")] | Annotated[FakeSample, Tag("@fake")],
+    Annotated[NPT, Tag("@npt")]
+    | Annotated[NVT, Tag("@nvt")]
+    | Annotated[NVTGrid, Tag("@nvt_grid")]
+    | Annotated[MOMT, Tag("@momt")]
+    | Annotated[FileSample, Tag("@file")]
+    | Annotated[FakeSample, Tag("@fake")],
     Discriminator(tag_by("method")),
 ]
 
@@ -350,6 +485,18 @@ class Campaign(Model):
     validation: tuple[Validate, ...] = Field(
         (), alias="validate", description="list of tests of the model", examples=["[{method: errors}]"]
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seed_of_the_packing(cls, data: Any) -> Any:
+        """Write the campaign's seed out where a packing has none of its own: the resolved file tells all."""
+        try:
+            seed, structure = data.get("seed", 0), data["system"]["structure"]
+            if "packing" in structure and structure.get("seed") is None and type(seed) in (int, float) and seed >= 0:
+                return {**data, "system": {**data["system"], "structure": {**structure, "seed": seed}}}
+        except (AttributeError, KeyError, TypeError):  # said by the fields themselves
+            pass
+        return data
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -20,6 +20,12 @@ ATOM_STYLES = ("atomic", "charge")
 #: ASE's name for the format of each kind of structure file. The name decides, the content is never guessed at.
 STRUCTURE_FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".cif": "cif", ".vasp": "vasp", ".poscar": "vasp"}
 
+#: Endings of the files whose frames can be sampled.
+FRAME_FILES = (".extxyz", ".xyz", ".traj", ".db", ".zarr", ".lammpstrj", ".dump")
+
+#: What a run directory keeps of the files of frames that it reads in place.
+FRAME_NOTES = "frame_files.json"
+
 _HEADER = re.compile(r"#\s*(elements|atom_style)\s*:\s*(.*?)\s*\Z")
 
 
@@ -80,6 +86,30 @@ def find(written: str, folder: Path) -> Path | Fault:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
         return Fault(f"this file cannot be read ({reason})", got, "check the path and its permissions")
+
+
+def find_frames(written: str, folder: Path) -> Path | Fault | None:
+    """Return the file of frames that a campaign names, or what is wrong with the path.
+
+    None in a run directory: there a note says where the file lies (``FRAME_NOTES``), and it may be gone.
+    """
+    got = show(written)
+    if Path(written).suffix.lower() not in FRAME_FILES:
+        remedy = f"name one that ends in {', '.join(FRAME_FILES)}"
+        return Fault("frames are not read from this kind of file", got, remedy)
+    if (folder / FRAME_NOTES).is_file() and (folder / "run.zarr").is_dir():
+        return None
+    place = Path(written)
+    zarr = place.suffix.lower() == ".zarr"
+    found = find(str(place / "zarr.json") if zarr else written, folder)  # a Zarr store is a folder with that file in it
+    if not isinstance(found, Fault):
+        return found.parent if zarr else found
+    if "must lie in its folder" in found.what:
+        remedy = "put the campaign file into a folder above it, or move or hard-link it beside the campaign file"
+        return Fault(found.what, got, remedy)
+    if zarr and (folder / written).is_dir():
+        return Fault("this is not a Zarr store: it has no zarr.json", got, "name a store that campaign export wrote")
+    return Fault(found.what, got, found.remedy if not zarr else "write the path of a *.zarr folder")
 
 
 def read_potential_header(path: Path) -> PotentialHeader:
@@ -147,6 +177,18 @@ def structure_format(path: Path) -> str | None:
     if path.name.upper() in ("POSCAR", "CONTCAR"):
         return "vasp"
     return STRUCTURE_FORMATS.get(path.suffix.lower())
+
+
+def named_files(path: Path) -> list[str]:
+    """Return the files that a potential's lines name (an EAM table), relative to its folder and inside it.
+
+    A campaign's other data files are structures; they are known by their names, are not read and name none.
+    """
+    if structure_format(path) is not None:
+        return []
+    words = {w.strip("\"'") for line in path.read_text("utf-8").splitlines() for w in potential_words(line)}
+    inside = path.parent.resolve()
+    return sorted(w for w in words if (p := (inside / w).resolve()).is_file() and p.is_relative_to(inside))
 
 
 def read_structure(path: Path) -> Atoms:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -122,12 +122,24 @@ def _temperature(value: object) -> float | tuple[float, float]:
     return single
 
 
-def _plain(value: float | tuple[float, float]) -> float | list[float]:
+def _plain(value: float | tuple[float, ...]) -> float | list[float]:
     return list(value) if isinstance(value, tuple) else value
 
 
 #: One temperature, or a ramp as (first, last).
 Temperature = Annotated[float | tuple[float, float], PlainValidator(_temperature), PlainSerializer(_plain)]
+
+
+def _pressure(value: object) -> float | tuple[float, ...]:
+    if not isinstance(value, list | tuple):
+        return number(value)
+    if not value:
+        raise wrong("a list of pressures must hold at least one", "write a pressure, or a list such as [1, 1000]")
+    return tuple(number(v) for v in value)
+
+
+#: One pressure or several.
+Pressures = Annotated[float | tuple[float, ...], PlainValidator(_pressure), PlainSerializer(_plain)]
 
 
 def _element(symbol: str) -> str:
@@ -141,6 +153,39 @@ def _element(symbol: str) -> str:
 
 
 Element = Annotated[str, AfterValidator(_element)]
+
+
+def _window(value: object) -> str | tuple[float, float]:
+    remedy = "write auto, or two enthalpies in eV/atom such as [-4.75, -4.05]"
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise wrong("a window has two ends", remedy)
+    low, high = (number(v) for v in value)
+    if low >= high:
+        raise wrong("the window's first end must be the lower one", remedy)
+    return low, high
+
+
+#: The two ends of a window of enthalpies, or auto.
+Window = Annotated[Literal["auto"] | tuple[float, float], PlainValidator(_window), PlainSerializer(lambda v: v)]
+
+
+def _composition(value: object) -> dict[str, int]:
+    remedy = "write the atoms of each element, such as {Na: 32, Cl: 32}"
+    if not isinstance(value, dict) or not value:
+        raise wrong("a mapping of elements to numbers of atoms is needed", remedy)
+    found: dict[str, int] = {}
+    for symbol, count in value.items():
+        _element(str(symbol))
+        found[str(symbol)] = integer(count)
+        if found[str(symbol)] < 1:
+            raise wrong(f"the number of {symbol} atoms must be at least 1", remedy)
+    return found
+
+
+#: Chemical symbols to numbers of atoms, at least one.
+Composition = Annotated[dict[str, int], PlainValidator(_composition)]
 
 
 def _scalars(value: object) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from campaign.config.campaign_file import NOT_YET, Campaign
 from campaign.config.fields import suggest
+from campaign.config.momt_checks import check_momt
 from campaign.config.physics import View, check_files, check_keys
 from campaign.config.problems import validate
 from campaign.config.site_checks import check_site
@@ -69,6 +70,7 @@ def load_campaign(path: Path) -> Loaded[Campaign]:
         files, faults = check_files(view, path.parent)
         problems += faults
         problems += check_keys(View(document, problems))
+        problems += check_momt(View(document, problems), path.parent)
     if problems or not isinstance(spec, Campaign):
         raise _input_error(path, problems)
     return Loaded(spec, path, path.parent, document.lines, files)

@@ -9,12 +9,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from campaign.config.campaign_file import NPT, PROTOTYPES, Errors, Loss
-from campaign.config.data_files import Fault, find, potential_header, structure
+import numpy as np
+
+from campaign.config import packings
+from campaign.config.campaign_file import MOMT, NPT, PROTOTYPES, Errors, Loss
+from campaign.config.data_files import Fault, find, find_frames, potential_header, structure
 from campaign.config.yaml_lines import Document, Problem, join, show
 
 #: Stages that each stage works on the results of.
 NEEDS = {"label": ("select",), "train": ("select", "label"), "validate": ("train",)}
+
+#: Atoms in the cell of each prototype that is repeated: the cubic one, where there is a cubic one.
+ATOMS = {"rocksalt": 8, "zincblende": 8, "cesiumchloride": 2, "fcc": 4, "bcc": 2, "hcp": 2, "sc": 1, "diamond": 8}
+
+#: Sampling methods that are molecular dynamics with system.potential.
+DYNAMICS = ("npt", "nvt", "nvt_grid", "momt")
+
+#: A cell holds at least, and at most, this many times the volume of its atoms as spheres of their covalent radii. From
+#: compressed metals (1.4 at no pressure) to thin gases; outside, most often the volume of one atom was written.
+LEAST_VOLUME, MOST_VOLUME = 0.5, 100.0
 
 Part = str | int
 
@@ -85,7 +98,9 @@ def check_keys(view: View) -> Iterator[Problem]:
     yield from _stage_order(view)
     yield from _potential_given(view)
     yield from _prototype(view)
+    yield from _packing(view)
     yield from _steps(view)
+    yield from _sampling_lists(view)
     yield from _pool_size(view)
     loss = view.mapping("train", "loss")
     names = list(Loss.model_fields)
@@ -120,7 +135,7 @@ def _potential_given(view: View) -> Iterator[Problem]:
         return
     users: list[tuple[Part, ...]] = []
     for i in range(len(view.items("sample"))):
-        if view.text("sample", i, "method") in ("npt", "nvt"):
+        if view.text("sample", i, "method") in DYNAMICS:
             users.append(("sample", i, "method"))
     if view.text("label", "engine") == "lammps" and view.mapping("label").get("potential") is None:
         users.append(("label", "engine"))
@@ -149,12 +164,46 @@ def _prototype(view: View) -> Iterator[Problem]:
         yield view.problem((*place, "c"), what, view.get(*place, "c"), "remove it")
 
 
+def _packing(view: View) -> Iterator[Problem]:
+    """Check that a random packing has room at its density, and atoms enough for its own images to stay apart."""
+    place = ("system", "structure")
+    density = view.number(*place, "density")
+    composition = _composition(view)
+    if not composition:
+        return
+    times = packings.fewest(composition)
+    if times > 1:
+        what = "the cell would be so narrow that atoms touch their own images"
+        more = ", ".join(f"{s}: {times * n}" for s, n in composition.items())
+        yield view.problem((*place, "packing"), what, view.get(*place, "packing"), f"write {{{more}}} or more")
+    most = packings.densest(composition)
+    if density and density > most:
+        what = (
+            f"the atoms cannot be packed at this density: they would come closer than {packings.CLOSEST:g} of their "
+            "covalent radii's sum"
+        )
+        remedy = f"write at most {np.floor(most * 100) / 100:g} (g/cm^3), or start from a crystal"
+        yield view.problem((*place, "density"), what, density, remedy)
+
+
+def _composition(view: View) -> dict[str, int]:
+    """Return the atoms of a packing; none where something is wrong with them."""
+    from ase.data import atomic_numbers
+
+    found = view.mapping("system", "structure", "packing")
+    if view.get("system", "structure", "prototype") is not None:
+        return {}
+    good = all(s in atomic_numbers and s != "X" and type(n) in (int, float) and n >= 1 for s, n in found.items())
+    return {s: int(n) for s, n in found.items()} if good else {}
+
+
 def _md_frames(view: View, i: int) -> tuple[float, float] | None:
     """Return (steps, every) of a sampling entry by molecular dynamics."""
-    if view.text("sample", i, "method") not in ("npt", "nvt"):
+    if view.text("sample", i, "method") not in DYNAMICS:
         return None
     steps = view.number("sample", i, "steps")
-    every = view.number("sample", i, "every", default=NPT.model_fields["every"].default)
+    kind = MOMT if view.text("sample", i, "method") == "momt" else NPT
+    every = view.number("sample", i, "every", default=kind.model_fields["every"].default)
     return (steps, every) if steps and every else None
 
 
@@ -168,6 +217,51 @@ def _steps(view: View) -> Iterator[Problem]:
             yield view.problem(("sample", i, "steps"), what, steps, f"write {better}")
 
 
+def _points(view: View, i: int) -> int:
+    """Return at how many points (pressures; volumes and temperatures) a sampling entry has walkers."""
+    lists = ("volumes", "temperatures") if view.text("sample", i, "method") == "nvt_grid" else ("pressure",)
+    return int(np.prod([max(1, len(view.items("sample", i, name))) for name in lists]))
+
+
+def _sampling_lists(view: View) -> Iterator[Problem]:
+    """Check that no point of a sampling method comes twice, and that every volume has room for the atoms."""
+    for i in range(len(view.items("sample"))):
+        if view.text("sample", i, "method") not in DYNAMICS:
+            continue
+        for name in ("pressure", "volumes", "temperatures"):
+            found = view.items("sample", i, name)
+            if len(set(map(repr, found))) < len(found):
+                what = "a value comes twice: its walkers would be one point's"
+                remedy = "write each once, and 'walkers' for more of them"
+                yield view.problem(("sample", i, name), what, found, remedy)
+
+
+def check_volumes(view: View, numbers: Any) -> Iterator[Problem]:
+    """Yield the volumes of ``nvt_grid`` that are far from any density.
+
+    Parameters
+    ----------
+    view
+        The campaign file.
+    numbers
+        Atomic numbers of the starting structure; nothing where they are not known.
+    """
+    from ase.data import covalent_radii
+
+    if not len(numbers):
+        return
+    spheres = float((4 / 3 * np.pi * covalent_radii[numbers] ** 3).sum())
+    for i in range(len(view.items("sample"))):
+        for k in range(len(view.items("sample", i, "volumes"))):
+            volume = view.number("sample", i, "volumes", k)
+            if volume and not LEAST_VOLUME * spheres <= volume <= MOST_VOLUME * spheres:
+                size = "small" if volume < spheres else "large"
+                what = f"a cell of {len(numbers)} atoms would have no density that makes sense: the cell is too {size}"
+                low, high = LEAST_VOLUME * spheres, MOST_VOLUME * spheres
+                remedy = f"write the volume of the whole cell, between {low:.0f} and {high:.0f}"
+                yield view.problem(("sample", i, "volumes", k), what, volume, remedy)
+
+
 def _pool_size(view: View) -> Iterator[Problem]:
     """Check that the pool can give what is selected and what is held out."""
     pool = 0.0
@@ -177,7 +271,7 @@ def _pool_size(view: View) -> Iterator[Problem]:
         walkers = view.number("sample", i, "walkers", default=1)
         if not frames or not walkers:
             return
-        pool += frames * walkers
+        pool += frames * walkers * _points(view, i)
     size = view.number("select", "size")
     if not size or not pool:
         return
@@ -227,6 +321,9 @@ def check_files(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem
             problems.append(view.problem(place, atoms.what, atoms.got, atoms.remedy))
         else:
             elements = set(atoms.get_chemical_symbols())
+            problems += check_volumes(view, atoms.numbers)
+    else:
+        problems += check_volumes(view, structure_numbers(view))
     for section in ("system", "label"):
         place = (section, "potential", "lammps")
         path = open_file(place)
@@ -240,11 +337,41 @@ def check_files(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem
             absent = ", ".join(sorted(elements - set(header.elements)))
             what = f"the structure has {absent}, which this potential (elements {' '.join(header.elements)}) has not"
             problems.append(view.problem(place, what, show(view.text(*place)), f"name a potential with {absent} in it"))
+    for i in range(len(view.items("sample"))):
+        written = view.text("sample", i, "file")
+        if view.text("sample", i, "method") != "file" or not written:
+            continue
+        place = ("sample", i, "file")
+        frames = find_frames(written, folder)  # not one of the files that are copied: it is read in place
+        if isinstance(frames, Fault):
+            problems.append(view.problem(place, frames.what, frames.got, frames.remedy))
+        elif view.items("sample", i, "elements") and not written.lower().endswith((".dump", ".lammpstrj")):
+            what = "only LAMMPS dumps need the elements of their atom types"
+            place = ("sample", i, "elements")
+            problems.append(view.problem(place, what, view.get(*place), "remove it"))
     return files, problems
 
 
+def structure_numbers(view: View) -> Any:
+    """Return the atomic numbers of a prototype's or a packing's atoms; none where something is wrong with it."""
+    from ase.data import atomic_numbers
+
+    place = ("system", "structure")
+    composition = _composition(view)
+    if not composition:
+        prototype, elements = view.text(*place, "prototype"), sorted(_elements(view))
+        times = [view.number(*place, "supercell", k) for k in range(3)] if view.items(*place, "supercell") else [1] * 3
+        if prototype not in ATOMS or not elements or None in times or not set(elements) <= set(atomic_numbers):
+            return np.zeros(0, "int64")
+        each = ATOMS[prototype] * int(np.prod([t or 1 for t in times])) // len(elements)
+        composition = dict.fromkeys(elements, each)
+    return np.repeat([atomic_numbers[e] for e in composition], list(composition.values()))
+
+
 def _elements(view: View) -> set[str]:
-    """Return the elements of a prototype; none where one of them is wrong."""
+    """Return the elements of a prototype or a packing; none where one of them is wrong."""
+    if view.mapping("system", "structure", "packing"):
+        return set(_composition(view))
     place = ("system", "structure", "elements")
     found = [view.text(*place, i) for i in range(len(view.items(*place)))]
     return set() if None in found else {e for e in found if e is not None}

@@ -199,6 +199,9 @@ def _unknown_key(place: _Place, value: Any, not_yet: Words) -> Said:
         what = f"'{place.last}' is not available in campaign {__version__}"
         return place.path, what, show(value), "remove it"
     keys = _fields(place.parent)
+    for kind in getattr(place.parent, "__mro__", ()):
+        if place.last in (told := vars(kind).get("NOT_HERE", {})):
+            return place.path, told[place.last][0], show(value), told[place.last][1]
     best = _meant(place)
     hint = f"did you mean '{best}'? " if best else ""
     return place.path, "there is no such key", show(value), f"{hint}the keys here are {', '.join(keys)}"

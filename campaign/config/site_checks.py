@@ -120,34 +120,44 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
         if missing:
             what = f"executor {name} of site {site.name} asks for {site.executors[name].gpus} GPUs of this machine"
             say(stage, what, f"{missing - 1}", f"set 'gpus: 0' for {name} in the site file, or run on another site")
-    asked = {f"sample[{i}]": s.ranks for i, s in enumerate(spec.sample) if isinstance(s, MolecularDynamics)}
-    for key, ranks in asked.items():
+    asked = {f"sample[{i}]": s for i, s in enumerate(spec.sample) if isinstance(s, MolecularDynamics)}
+    for key, sampling in asked.items():
         stage = key.partition("[")[0]
+        ranks = sampling.processes
+        name = "ranks" if ranks == sampling.ranks else "walkers_per_task"
+        got = f"{ranks}" if name == "ranks" else f"{sampling.walkers_per_task} of {sampling.ranks} ranks"
         if ranks > 1 and not site.launch.get("lammps"):
-            remedy = "write 'lammps: [mpiexec, -n, \"{ranks}\"]' under launch of the site file, or ranks: 1"
+            remedy = f"write 'lammps: [mpiexec, -n, \"{{ranks}}\"]' under launch of the site file, or {name}: 1"
             what = f"site {site.name} has no command to launch LAMMPS on several ranks"
-            say(f"{key}.ranks", what, f"{ranks}", remedy)
+            say(f"{key}.{name}", what, got, remedy)
         if stage in site.stages or "default" in site.stages:
-            fault = _too_many_ranks(site, site.executor_for(stage), ranks)
+            fault = _too_many_ranks(site, site.executor_for(stage), ranks, sampling.ranks if name != "ranks" else 0)
             if fault:
-                say(f"{key}.ranks", fault[0], f"{ranks}", fault[1])
+                say(f"{key}.{name}", fault[0], got, fault[1])
     return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)]
 
 
-def _too_many_ranks(site: Site, name: str, ranks: int) -> tuple[str, str] | None:
-    """Return what is wrong with a walker of ``ranks`` on an executor, and the remedy.
+def _too_many_ranks(site: Site, name: str, ranks: int, walker: int = 0) -> tuple[str, str] | None:
+    """Return what is wrong with a task of ``ranks`` on an executor, and the remedy.
 
     Its ranks run beside the worker that starts them: more of them than the worker has cores would take the cores of
-    the others.
+    the others. ``walker`` are the ranks of one walker where the task has several walkers, else 0.
     """
     cores, each = site.cores_per_node(name), site.executors[name].cores_per_worker
     if ranks > cores:
         what = f"executor {name} of site {site.name} has nodes of {cores} cores"
+        if walker:
+            what = f"{what}, and a task of it {ranks} ranks"
+            return what, f"write {max(1, cores // walker)} or less, or choose a site with larger nodes"
         return what, f"write {cores} or less, or choose a site with larger nodes"
     if ranks > each:
         what = f"a worker of executor {name} of site {site.name} has {each} core{'s' if each > 1 else ''}"
         walkers = f"{cores // ranks} such walkers" if cores // ranks > 1 else "1 such walker"
         site_file = f"write cores_per_worker: {ranks} for executor {name} in the site file (then a node runs {walkers})"
+        if walker:
+            site_file = site_file.replace("such walkers", "such tasks").replace("such walker", "such task")
+            what = f"{what}, and a task of it {ranks} ranks"
+            return what, f"{site_file}, or walkers_per_task: {max(1, each // walker)}"
         return what, f"{site_file}, or ranks: {each}"
     return None
 

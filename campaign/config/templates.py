@@ -62,17 +62,22 @@ def site_path(name: str) -> Path:
 
 
 def copy_template(name: str, to: Path) -> list[Path]:
-    """Write a campaign template and the data files it names; return what was written.
+    """Write a campaign template, the data files it names and those that they name; return what was written.
 
     Raises
     ------
     InputError
         There is no such template, or a file that differs is in the way: nothing is written.
     """
+    from campaign.config.data_files import named_files
     from campaign.config.load import load_campaign
 
     source = template_path(name)
-    names = {source: to, **{path: to.parent / written for written, path in load_campaign(source).files.items()}}
+    names = {source: to}
+    for relative, path in load_campaign(source).files.items():
+        place = to.parent / relative
+        names[path] = place
+        names |= {path.parent / other: place.parent / other for other in named_files(path)}
     blocked = [p for s, p in names.items() if p.exists() and (p == to or p.read_bytes() != s.read_bytes())]
     if blocked:
         raise InputError(*(f"{p}: this file is there already; remove it or name another with -o" for p in blocked))

@@ -96,7 +96,8 @@ def check_labels(frames: Frames, energy: Array, forces: Array, stress: Array) ->
         raise Unphysical(f"The label's forces sum to {net:.3g} eV/Å instead of nothing; loosen or check the engine.")
     if not np.allclose(stress, np.swapaxes(stress, 1, 2), atol=1e-6):
         raise Unphysical("The label's stress is not symmetric.")
-    return frames.with_(energy=energy, forces=forces, stress=stress)
+    # the atoms' energies are the sampling potential's, and belong to no other energy
+    return frames.with_(energy=energy, forces=forces, stress=stress, energies=np.full((n, a), np.nan))
 
 
 def versions(engine: str) -> dict[str, str]:

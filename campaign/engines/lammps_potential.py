@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from campaign.config.data_files import named_files as named_files
+
 
 @dataclass(frozen=True)
 class PotentialLines:
@@ -41,21 +43,6 @@ def load_potential(path: Path) -> PotentialLines:
     # LAMMPS takes no units once there is a box; these are metal, and set
     lines = [_absolute(words, path.parent) for words in rows if words and words[0] != "units"]
     return PotentialLines(tuple(header.elements), "\n".join(lines), header.atom_style)
-
-
-def named_files(path: Path) -> list[str]:
-    """Return the files that a potential's lines name (an EAM table), relative to its folder and inside it.
-
-    A campaign's other data files are structures; they are known by their names, are not read and name none.
-    """
-    from campaign.config.data_files import structure_format
-    from campaign.config.potential_lines import potential_words
-
-    if structure_format(path) is not None:
-        return []
-    words = {_plain(w) for line in path.read_text("utf-8").splitlines() for w in potential_words(line)}
-    inside = path.parent.resolve()
-    return sorted(w for w in words if (p := (inside / w).resolve()).is_file() and p.is_relative_to(inside))
 
 
 def _plain(word: str) -> str:

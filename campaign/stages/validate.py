@@ -23,7 +23,7 @@ from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign
-    from campaign.engines.lammps import Forces
+    from campaign.engines.lammps_model import Forces
     from campaign.store.store import Store
 
 VERSION = 2
@@ -267,7 +267,7 @@ def _thin(reference: Any, predicted: Any) -> list[list[float]]:
 
 def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
     """Run molecular dynamics with the model, or with the reference potential from the same start."""
-    from campaign.engines import lammps
+    from campaign.engines.dynamics import Segment, Start, run_segment
     from campaign.engines.fake import ToyCrystal
     from campaign.engines.lammps_potential import PotentialLines, load_potential
 
@@ -286,12 +286,12 @@ def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
     frames = max(1, round(p["time"] / (p["timestep"] * p["every"])))
     pressure = p["pressure"] if p["ensemble"] == "npt" else None
     span = (float(p["temperature"]),) * 2
-    segment = lammps.Segment(frames, p["every"], 0, p["timestep"], span, pressure)
+    segment = Segment(frames, p["every"], 0, p["timestep"], span, pressure)
     seed = int(np.random.SeedSequence(p["seed"]).generate_state(1)[0])
     failure = ""
     try:
-        begin = lammps.Start(start.numbers[0], start.positions[0], start.cell[0], seed)
-        arrays, _checkpoint = lammps.run_segment(potential, segment, begin, model)
+        begin = Start(start.numbers[0], start.positions[0], start.cell[0], seed)
+        arrays, _checkpoint = run_segment(potential, segment, begin, model)
     except EngineError as error:  # the failure is the finding
         if p["method"] == "reference":
             raise

@@ -42,7 +42,9 @@ def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
             for atoms in block.to_ase():
                 info = dict(atoms.info)
                 frame = info.pop("frame")
-                data = {"frame": frame, **({"reason": reasons[frame]} if frame in reasons else {})}
+                data: dict[str, Any] = {"frame": frame, **({"reason": reasons[frame]} if frame in reasons else {})}
+                if atoms.calc is not None and "energies" in atoms.calc.results:  # the database has no place for them
+                    data["energies"] = atoms.calc.results["energies"]
                 numbers = {k: v for k, v in info.items() if np.isfinite(v)}
                 database.write(atoms, data=data, key_value_pairs=numbers)
             count += len(block)

@@ -148,6 +148,11 @@ def attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
+def found(path: Path, names: Iterable[str]) -> set[str]:
+    """Return which of these arrays a group has."""
+    return {name for name in names if (path / name).is_dir()}
+
+
 def read_arrays(path: Path, names: tuple[str, ...] = (), rows: slice | Array | None = None) -> dict[str, Array]:
     """Read arrays of a group.
 

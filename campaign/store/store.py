@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from campaign.errors import SchemaError, StoreError
-from campaign.frames import LAYOUT, Frames, parse_frame_id
+from campaign.frames import ADDED, LAYOUT, Frames, parse_frame_id
 from campaign.store import groups
 from campaign.tasks import Record
 
@@ -159,7 +159,8 @@ class Store:
         record
             The attempt that succeeded.
         arrays
-            The result. Where all have the same first axis (frames), the group can be packed later.
+            The result. Where all have the same first axis (frames), the group can be packed later. Those of
+            ``frames.ADDED`` that are NaN throughout are left out: two files fewer each.
         checkpoint
             State for the task that continues this one. It is published first, so a finished task always has it.
 
@@ -169,6 +170,7 @@ class Store:
             False when another process had published the same task before.
         """
         task, kind = record["task"], KINDS[record["stage"]]
+        arrays = {name: a for name, a in arrays.items() if name not in ADDED or not np.isnan(a).all()}
         if checkpoint is not None:
             groups.publish(self._checkpoint(task), self.aside, checkpoint, {"task": task})
         return groups.publish(self.path / kind / task, self.aside, arrays, {"record": record, "rows": _rows(arrays)})
@@ -216,12 +218,17 @@ class Store:
     def frames(self, stage: str, task: str, index: Sequence[int] | None = None) -> Frames:
         """Return the frames of a finished task, or those at ``index``, as a block.
 
+        Arrays of ``frames.ADDED`` that are not there are NaN: an older version did not know them, and ``publish``
+        leaves out those that would hold nothing else.
+
         Raises
         ------
         StoreError
             The store has no such task, or the task no such frame.
         """
-        return Frames(**self._read(stage, task, FRAME_ARRAYS, index))
+        there = groups.found(self.locate(stage, task).path, ADDED)
+        names = tuple(name for name in FRAME_ARRAYS if name not in ADDED or name in there)
+        return Frames.build(**self._read(stage, task, names, index))
 
     def _read(self, stage: str, task: str, names: tuple[str, ...], index: Sequence[int] | None) -> dict[str, Array]:
         place = self.locate(stage, task)

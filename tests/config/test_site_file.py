@@ -190,6 +190,24 @@ def test_ranks_without_a_launch_command(tmp_path: Path) -> None:
     assert "got 2; write 'lammps: [mpiexec" in problem
 
 
+def test_walkers_of_one_task_share_the_cores_of_a_worker(tmp_path: Path) -> None:
+    loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 2\n    walkers_per_task: 4\n")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, GOOD)))  # nodes of 4 cores
+    line = loaded.path.read_text().splitlines().index("    walkers_per_task: 4") + 1
+    assert problem.startswith(f"{loaded.path}:{line}: sample[0].walkers_per_task: ")
+    assert "a task of it 8 ranks, got 4 of 2 ranks; write 2 or less" in problem
+    text = GOOD.replace("    cores: 4\n    cores_per_worker: 2\n", "    cores: 64\n    cores_per_worker: 4\n")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, text)))
+    assert "write cores_per_worker: 8 for executor cpu in the site file (then a node runs 8 such tasks)" in problem
+    assert problem.endswith("or walkers_per_task: 2")
+    wide = text.replace("cores_per_worker: 4", "cores_per_worker: 8")
+    assert check_together(loaded, load_site(write(tmp_path, wide))) == []
+    (problem,) = check_together(
+        loaded, load_site(write(tmp_path, wide.replace('launch:\n  lammps: [srun, -n, "{ranks}"]\n', "")))
+    )
+    assert "sample[0].walkers_per_task: site cluster has no command to launch LAMMPS" in problem
+
+
 def test_stage_without_executor(tmp_path: Path, quickstart: Loaded) -> None:
     site = load_site(write(tmp_path, GOOD.replace("default: cpu", "sample: cpu, select: cpu, label: cpu")))
     (problem,) = check_together(quickstart, site)

@@ -1,7 +1,8 @@
-"""The templates: each one reads, reads back, and its potential is the physics that it says."""
+"""The templates: each one reads, reads back and can be written out, and is the physics that it says."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from campaign.config import (
+    copy_template,
     dump,
     load_campaign,
     read_potential_header,
@@ -20,12 +22,15 @@ from campaign.config import (
     template_path,
 )
 from campaign.errors import InputError
+from campaign.inputs import read_files
 
 TEMPLATES = sorted(template_names())
+SALTS = ("nacl-npt", "kcl-npt", "nacl-nvt-grid", "nacl-wolf")
+METALS = ("ni-momt-32", "ni-momt-108", "al-momt", "nb-momt")
 
 
 def test_each_has_a_line_about_it() -> None:
-    assert {"quickstart", "fake", "argon"} <= set(TEMPLATES)
+    assert {"quickstart", "fake", "ar-nvt", *SALTS, *METALS} == set(TEMPLATES)
     assert all(len(text) > 20 for text in template_names().values())
 
 
@@ -38,6 +43,57 @@ def test_reads_and_reads_back(name: str, tmp_path: Path) -> None:
         shutil.copy(path, tmp_path / written)
     (tmp_path / "campaign.yaml").write_text(dump(loaded.spec))
     assert load_campaign(tmp_path / "campaign.yaml").spec == loaded.spec
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_is_written_with_all_that_it_needs(name: str, tmp_path: Path) -> None:
+    """Also the tables that a potential's lines name: then the copy is the same campaign, by the hashes of its files."""
+    written = copy_template(name, tmp_path / "mine.yaml")
+    assert len(written) == len(set(written)) == sum(path.is_file() for path in tmp_path.rglob("*"))
+    copied = load_campaign(tmp_path / "mine.yaml")
+    original = load_campaign(template_path(name))
+    assert copied.spec == original.spec
+    assert read_files(copied) == read_files(original)
+    assert len(written) == 1 + len(read_files(copied))
+
+
+def test_two_templates_share_a_table(tmp_path: Path) -> None:
+    assert len(copy_template("ni-momt-32", tmp_path / "ni.yaml")) == 3  # itself, the potential, its table
+    shared = copy_template("nb-momt", tmp_path / "nb.yaml")
+    assert [path.name for path in shared] == ["nb.yaml", "nb.lmp"]
+    (tmp_path / "potentials" / "NiNb_2016.eam.fs").write_text("changed")
+    with pytest.raises(InputError, match=r"NiNb_2016.eam.fs: this file is there already"):
+        copy_template("ni-momt-108", tmp_path / "other.yaml")
+    assert not (tmp_path / "other.yaml").exists()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_samples_the_atoms_that_it_says(name: str) -> None:
+    """Every template says how many atoms it has, in a comment or in its first line."""
+    structure = load_campaign(template_path(name)).spec.system.structure
+    per_cell = {"rocksalt": 8, "fcc": 4, "bcc": 2}[structure.prototype]
+    count = per_cell * int(np.prod(structure.supercell))
+    text = template_path(name).read_text(encoding="utf-8")
+    assert name == "fake" or re.search(rf"\b{count} (Lennard-Jones )?(atoms|ions)\b", text)
+
+
+@pytest.mark.parametrize("name", METALS)
+def test_metals_cross_between_crystal_and_liquid(name: str) -> None:
+    spec = load_campaign(template_path(name)).spec
+    (momt,) = spec.sample
+    assert momt.walkers * momt.steps // momt.every == 20000  # as many frames as the paper's pools
+    melting = {"Ni": 1728, "Al": 933, "Nb": 2750}[spec.system.structure.elements[0]]
+    low, high = momt.temperatures
+    assert low < melting < high
+    assert low < momt.temperature < high
+
+
+def test_the_grid_has_the_densities_of_the_thesis() -> None:
+    """6000 to 9000 Å^3 with 200 ions there, 216 here; its box at 1400 K and 1 bar is 7771 Å^3."""
+    (grid,) = load_campaign(template_path("nacl-nvt-grid")).spec.sample
+    assert np.allclose(np.array(grid.volumes) / 216, np.linspace(6000, 9000, 5) / 200)
+    assert 1400 in grid.temperatures
+    assert min(grid.volumes) < 7771 * 216 / 200 < max(grid.volumes)
 
 
 def test_quickstart_is_the_demo_it_must_be() -> None:
@@ -115,7 +171,7 @@ def test_sodium_chloride_is_the_crystal_it_should_be() -> None:
 
 @pytest.mark.lammps
 def test_argon_is_the_crystal_it_should_be() -> None:
-    energy, a, _ = relaxed("argon")
+    energy, a, _ = relaxed("ar-nvt")
     # Lennard-Jones fcc: -8.610 epsilon an atom and a = 1.5418 sigma, less the tail beyond the cutoff.
     assert energy == pytest.approx(-8.610 * 0.010325, rel=0.02)
     assert a == pytest.approx(1.5418 * 3.405, rel=0.01)

@@ -47,7 +47,39 @@ class Wrong(NamedTuple):
     remedy: str
 
 
+GRID = (
+    "  - method: npt\n    temperature: [1100, 1700]\n",
+    "  - method: nvt_grid\n    volumes: {}\n    temperature{}\n",
+)
+
 CASES = {
+    # Lists of points
+    "no pressure": Wrong("every: 100", "pressure: []", 11, "sample[0].pressure", "[]", "such as [1, 1000]"),
+    "pressure twice": Wrong(
+        "every: 100", "pressure: [1, 2, 1]", 11, "sample[0].pressure", "[1, 2, 1]", "write each once"
+    ),
+    "pressure that is text": Wrong("every: 100", "pressure: high", 11, "sample[0].pressure", "'high'", "number"),
+    "pressure of NVT": Wrong(
+        "  - method: npt\n", "  - method: nvt\n    pressure: 2\n", 8, "sample[0].pressure", "2", "write 'method: npt'"
+    ),
+    "no volume": Wrong(GRID[0], GRID[1].format([], "s: [900]"), 8, "sample[0].volumes", "[]", "at least 1"),
+    "volume of an atom": Wrong(
+        GRID[0], GRID[1].format([1500, 22], "s: [900]"), 8, "sample[0].volumes[1]", "22", "the whole cell, between"
+    ),
+    "volume of a mole": Wrong(
+        GRID[0], GRID[1].format([2.7e7], "s: [900]"), 8, "sample[0].volumes[0]", "27000000.0", "the whole cell, between"
+    ),
+    "temperature of a grid": Wrong(
+        GRID[0],
+        GRID[1].format([1500], "s: [900]\n    temperature: 900"),
+        10,
+        "sample[0].temperature",
+        "900",
+        "[T1, T2]",
+    ),
+    "temperature twice": Wrong(
+        GRID[0], GRID[1].format([1500], "s: [900, 900]"), 9, "sample[0].temperatures", "[900, 900]", "write each once"
+    ),
     # Keys and names
     "unknown top key": Wrong("seed:", "sede:", 2, "sede", "1", "'seed'"),
     "unknown nested key": Wrong("walkers: 8", "walker: 8", 9, "sample[0].walker", "8", "'walkers'"),

@@ -32,6 +32,12 @@ SAMPLERS = {
         {**MD, "method": "nvt", "temperature": 85, "prepare": [{"temperature": 200, "time": 0.1}]},
         (1e-9, 1e-9, 1e-11),
     ),
+    "nvt_grid": (
+        ARGON,
+        "potentials/ar.lmp",
+        {**MD, "walkers": 1, "method": "nvt_grid", "volumes": [1400.0, 1250.0], "temperatures": [85.0]},
+        (1e-9, 1e-9, 1e-11),
+    ),
     "fake": (ARGON, None, {"method": "fake", "walkers": 2, "frames": 9, "segment": 4}, (0, 0, 0)),
 }
 
@@ -81,9 +87,11 @@ def test_frames_know_where_they_come_from_and_carry_the_labels_of_their_geometry
             assert (frames.pressure == 5.0).all()
             assert len(np.unique(frames.volume)) == 9
         else:
-            assert (frames.temperature == entry.get("temperature", 300.0)).all()
+            assert (frames.temperature == entry.get("temperature", entry.get("temperatures", [300.0])[0])).all()
             assert np.isnan(frames.pressure).all()
             np.testing.assert_array_equal(frames.cell, frames.cell[:1].repeat(9, axis=0))
+        if method == "nvt_grid":
+            np.testing.assert_allclose(frames.volume, entry["volumes"][walker], rtol=1e-12)
         extra = {"potential": potential}
         task = Task("label", "", {"engine": "lammps" if potential else "fake", "frame": 0}, extra=extra)
         same = labellers.label(frames, task, Context(folder))
@@ -153,7 +161,7 @@ def test_the_seed_of_the_campaign_decides_the_frames_and_the_name_of_the_task(me
 
 
 @pytest.mark.lammps
-@pytest.mark.parametrize("name", ["npt", "nvt"])
+@pytest.mark.parametrize("name", ["npt", "nvt", "nvt_grid"])
 def test_the_second_attempt_halves_the_time_step_and_keeps_the_times_of_the_frames(name, run_folder, do):
     task = planned(name)[0][0]
     found = []

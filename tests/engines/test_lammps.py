@@ -15,9 +15,11 @@ import pytest
 from ase.build import bulk
 
 from campaign.engines import lammps, lammps_mpi, process
-from campaign.engines.lammps import Segment, Start, run_segment, single_points, to_lammps
-from campaign.engines.lammps_mpi import Job, run_job
+from campaign.engines.dynamics import Segment, Start, run_segment
+from campaign.engines.lammps import single_points, to_lammps
+from campaign.engines.lammps_mpi import run_job
 from campaign.engines.lammps_potential import PotentialLines, load_potential, named_files
+from campaign.engines.walkers import Job, Walker
 from campaign.errors import EngineError, MachineFault, StoreError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
@@ -389,7 +391,7 @@ def test_a_walker_can_start_from_a_primitive_cell_in_a_file(run_folder):
     atoms = bulk("Ar", "fcc", a=5.5) * (3, 3, 3)
     atoms.write(run_folder / "start.extxyz")
     params = {
-        "method": "nvt", "structure": {"file": "start.extxyz"}, "walker": [0, 0], "seed": 1, "ranks": 1,
+        "method": "nvt", "structure": {"file": "start.extxyz"}, "walker": [0, 0], "walkers": 1, "seed": 1, "ranks": 1,
         "timestep": 0.002, "every": 5, "thermostat": 0.1, "segment": 0, "frames": 2, "first": 0,
         "temperature": [5.0, 5.0], "prepare": [],
     }  # fmt: skip
@@ -435,6 +437,18 @@ def test_a_structure_is_not_read_for_names_of_files(run_folder, name):
 # --- several MPI ranks
 
 
+def one(potential, segment, start, ranks=2):
+    """Return the job of one walker."""
+    return Job(potential, (Walker(0, segment, start),), ranks)
+
+
+def run_one(job, context, task):
+    """Return frames and checkpoint of the one walker of a job."""
+    (found,) = run_job(job, context, task).values()
+    assert found.cause == ""
+    return found.arrays, found.checkpoint
+
+
 @pytest.fixture
 def two_ranks(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", os.pathsep.join([str(BIN), os.environ["PATH"]]))
@@ -443,16 +457,17 @@ def two_ranks(monkeypatch, tmp_path):
 
 def test_two_ranks_give_the_frames_of_one(two_ranks, tmp_path):
     atoms = argon((3, 2, 2))
-    job = Job(LJ, segment(3, 5, 1.0), start(atoms, prepare=((60.0, 0.02, None),)))
+    job = one(LJ, segment(3, 5, 1.0), start(atoms, prepare=((60.0, 0.02, None),)))
     task = Task("sample", "x", {"a": 1})
-    one, _ = run_job(job, 1, two_ranks, task)
-    two, checkpoint = run_job(job, 2, two_ranks, task)
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_allclose(two[name], one[name], atol=1e-8, err_msg=name)
+    single, _ = run_one(replace(job, ranks=1), two_ranks, task)
+    two, checkpoint = run_one(job, two_ranks, task)
+    assert single.keys() == two.keys()
+    for name in single:
+        np.testing.assert_allclose(two[name], single[name], atol=1e-8, err_msg=name)
+    assert np.isfinite(two["energies"]).all()
     onward = Segment(2, 5, 15, 0.004, (60.0, 60.0), 1.0)
-    after, _ = run_job(Job(LJ, onward, checkpoint), 2, two_ranks, Task("sample", "y", {"a": 2}))
-    again, _ = run_job(Job(LJ, onward, checkpoint), 2, two_ranks, Task("sample", "z", {"a": 3}))
+    after, _ = run_one(one(LJ, onward, checkpoint), two_ranks, Task("sample", "y", {"a": 2}))
+    again, _ = run_one(one(LJ, onward, checkpoint), two_ranks, Task("sample", "z", {"a": 3}))
     for name in after:
         np.testing.assert_array_equal(after[name], again[name])
     np.testing.assert_array_equal(after["step"], [20, 25])
@@ -463,9 +478,9 @@ def test_an_error_of_the_ranks_is_what_one_process_would_have_said(two_ranks):
     atoms.positions[1] = atoms.positions[0] + [1e-3, 0, 0]
     task = Task("sample", "x", {"a": 1})
     with pytest.raises(Unphysical, match=r"LAMMPS: |[Nn]ot finite|ran away"):
-        run_job(Job(LJ, segment(2), start(atoms)), 2, two_ranks, task)
+        run_job(one(LJ, segment(2), start(atoms)), two_ranks, task)
     with pytest.raises(EngineError, match="lj/cutt") as caught:
-        run_job(Job(PotentialLines(("Ar",), "pair_style lj/cutt 8"), segment(2), start()), 2, two_ranks, task)
+        run_job(one(PotentialLines(("Ar",), "pair_style lj/cutt 8"), segment(2), start()), two_ranks, task)
     assert type(caught.value) is EngineError
 
 
@@ -492,19 +507,19 @@ def only_ranks(folder):
 
 
 #: Long enough to be hit in the middle.
-LONG = Job(LJ, segment(4, 15000, temperature=(60.0, 60.0)), start(argon((3, 3, 3))))
+LONG = one(LJ, segment(4, 15000, temperature=(60.0, 60.0)), start(argon((3, 3, 3))))
 
 
 def test_a_rank_that_is_killed_is_the_machines_fault_and_the_same_frames_come_again(two_ranks, tmp_path):
     task = Task("sample", "x", {"a": 1})
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run_job, LONG, 2, two_ranks, task)
+        running = pool.submit(run_job, LONG, two_ranks, task)
         only_ranks(tmp_path)[1].kill()
         with pytest.raises(MachineFault, match="The MPI ranks ended without a result: mpiexec ended with"):
             running.result(timeout=60)
     assert not ranks_of(tmp_path)
-    again, checkpoint = run_job(LONG, 2, replace(two_ranks, sent=1), task)
-    undisturbed, same = run_job(LONG, 2, two_ranks, Task("sample", "y", {"a": 2}))
+    again, checkpoint = run_one(LONG, replace(two_ranks, sent=1), task)
+    undisturbed, same = run_one(LONG, two_ranks, Task("sample", "y", {"a": 2}))
     for name in undisturbed:
         np.testing.assert_array_equal(again[name], undisturbed[name])
     assert len(checkpoint) == len(same)
@@ -515,7 +530,7 @@ def test_a_worker_that_is_killed_takes_its_ranks_with_it(two_ranks, tmp_path):
     code = (
         "import json, pathlib, sys; from campaign.engines.lammps_mpi import read_job, run_job; "
         "from campaign.tasks import Context, Task; job = read_job(pathlib.Path(sys.argv[1])); "
-        "run_job(job, 2, Context.from_json(json.loads(sys.argv[2])), Task('sample', 'x', {'a': 1}))"
+        "run_job(job, Context.from_json(json.loads(sys.argv[2])), Task('sample', 'x', {'a': 1}))"
     )
     task = Task("sample", "x", {"a": 1})
     lammps_mpi._write_job(LONG, tmp_path)
@@ -527,7 +542,7 @@ def test_a_worker_that_is_killed_takes_its_ranks_with_it(two_ranks, tmp_path):
     while ranks_of(tmp_path) and time.time() < deadline:
         time.sleep(0.05)
     assert ranks_of(tmp_path) == []
-    run_job(Job(LJ, segment(2, 5), start()), 2, replace(two_ranks, sent=1), task)
+    run_job(one(LJ, segment(2, 5), start()), replace(two_ranks, sent=1), task)
     left = [p.name for p in (tmp_path / "tasks" / task.id).iterdir()]
     assert len(left) == 1  # what the killed try left; the good one's folder is gone
     assert left[0].startswith("try-0-0-")
@@ -545,7 +560,7 @@ def test_a_worker_that_is_killed_takes_its_ranks_with_it(two_ranks, tmp_path):
 def test_a_launcher_that_fails_is_no_word_on_the_calculation(tmp_path, launch, message):
     context = Context(tmp_path, {"lammps": launch})
     with pytest.raises(MachineFault, match=message):
-        run_job(Job(LJ, segment(1), start()), 2, context, Task("sample", "x", {}))
+        run_job(one(LJ, segment(1), start()), context, Task("sample", "x", {}))
 
 
 FULL = """
@@ -563,7 +578,7 @@ def test_each_rank_has_one_thread_whatever_the_worker_has(tmp_path, monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     context = Context(tmp_path, {"lammps": ["sh", "-c", "echo threads=$OMP_NUM_THREADS >&2; exit 1"]})
     with pytest.raises(MachineFault, match="threads=1 "):
-        run_job(Job(LJ, segment(1), start()), 2, context, Task("sample", "x", {}))
+        run_job(one(LJ, segment(1), start()), context, Task("sample", "x", {}))
 
 
 def test_a_rank_that_meets_the_machines_fault_says_so_and_ends_the_others(two_ranks, tmp_path, monkeypatch):
@@ -571,7 +586,7 @@ def test_a_rank_that_meets_the_machines_fault_says_so_and_ends_the_others(two_ra
     (tmp_path / "sitecustomize.py").write_text(FULL)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(MachineFault, match=r"OSError: \[Errno 28\] No space left on device"):
-        run_job(Job(LJ, segment(1, 5), start()), 2, two_ranks, Task("sample", "x", {}))
+        run_job(one(LJ, segment(1, 5), start()), two_ranks, Task("sample", "x", {}))
 
 
 def test_a_checkpoint_that_cannot_be_written_is_the_machines_fault(monkeypatch):
@@ -585,4 +600,4 @@ def test_a_checkpoint_that_cannot_be_written_is_the_machines_fault(monkeypatch):
 
 def test_without_a_launch_command_several_ranks_are_refused(tmp_path):
     with pytest.raises(MachineFault, match=r"add launch\.lammps to the site file"):
-        run_job(Job(LJ, segment(1), start()), 2, Context(tmp_path), Task("sample", "x", {}))
+        run_job(one(LJ, segment(1), start()), Context(tmp_path), Task("sample", "x", {}))

@@ -164,7 +164,7 @@ def test_the_drift_that_matters_is_seen_through_a_sudden_change():
 def test_a_short_run_of_the_right_potential_from_near_equilibrium_passes():
     from pathlib import Path
 
-    from campaign.engines.lammps import Segment, Start, run_segment
+    from campaign.engines.dynamics import Segment, Start, run_segment
     from campaign.engines.lammps_potential import load_potential
 
     potential = load_potential(Path(__file__).parents[2] / "templates/potentials/nacl_bmhtf.lmp")

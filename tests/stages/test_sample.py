@@ -88,6 +88,48 @@ def test_what_decides_the_frames_decides_the_id_and_nothing_else_does(campaign):
     assert other.chains[0][0][0].id != base
 
 
+def test_a_task_has_several_walkers_of_one_point(campaign, board):
+    stage = md(campaign, walkers=5, walkers_per_task=2, pressure=[1.0, 1000.0])
+    firsts = [(c[0][0].name, c[0][0].params["walker"], c[0][0].params["pressure"], c[0][1]) for c in stage.chains]
+    assert firsts == [
+        ("npt/walkers 0-1/segment 0", [0, 0], 1.0, 8),
+        ("npt/walkers 2-3/segment 0", [0, 2], 1.0, 8),
+        ("npt/walker 4/segment 0", [0, 4], 1.0, 4),
+        ("npt/walkers 5-6/segment 0", [0, 5], 1000.0, 8),
+        ("npt/walkers 7-8/segment 0", [0, 7], 1000.0, 8),
+        ("npt/walker 9/segment 0", [0, 9], 1000.0, 4),
+    ]
+    list(stage.plan(board))
+    assert sum(s.frames for s in board.shards) == 10 * 11
+    assert len({t.id for chain in stage.chains for t, _ in chain}) == 18
+    # one pressure, written as a list or not, is the same calculation
+    assert md(campaign, pressure=[1.0]).chains[1][2][0].id == md(campaign, pressure=1.0).chains[1][2][0].id
+
+
+def test_a_grid_is_every_volume_at_every_temperature(campaign):
+    entry = {"method": "nvt_grid", "volumes": [140, 150], "temperatures": [80, 90, 100], **MD}
+    stage = Sample(campaign(system=SYSTEM, sample=[entry]), DIGESTS)
+    points = [(t.params["volume"], t.params["temperature"], t.params["walker"][1]) for (t, _), *_ in stage.chains]
+    grid = [(v, [t, t]) for v in (140.0, 150.0) for t in (80.0, 90.0, 100.0) for _ in range(2)]
+    assert points == [(v, t, k) for k, (v, t) in enumerate(grid)]
+    assert not any("pressure" in t.params for chain in stage.chains for t, _ in chain)
+
+
+def test_a_chain_goes_on_with_the_walkers_that_are_left_and_ends_with_the_last(campaign, board, settle):
+    stage = md(campaign, walkers=4, walkers_per_task=2)
+    a, b = stage.plan(board)
+    settle(stage, board, a, result={"frames": 5, "walkers": 2, "left": 1, "stopped": {"1": "It met another."}})
+    settle(stage, board, b, result={"frames": 3, "walkers": 2, "left": 0, "stopped": {"2": "x", "3": "y"}})
+    (c,) = stage.plan(board)
+    assert c.inputs == (a.id,)
+    assert [s.state for s in board.shards] == ["ready", "ready", "expected", "lost", "expected", "lost"]
+    settle(stage, board, c, result={"frames": 1, "walkers": 1, "left": 0, "stopped": {"0": "z"}})
+    assert list(stage.plan(board)) == []
+    assert stage.finished(board)
+    assert board.sampled
+    assert [len(chain) for chain in stage.packable(board)] == [2, 1]
+
+
 def test_walkers_have_seeds_of_their_own():
     seeds = {walker_seed(s, e, w) for s in range(3) for e in range(3) for w in range(20)}
     assert len(seeds) == 180

@@ -114,3 +114,22 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
             export(flow, store, what, to)
     assert there.read_text() == "precious"
     assert {p.name for p in tmp_path.iterdir()} == {"run.zarr", "there.extxyz"}
+
+
+def test_energies_of_atoms_and_the_bias_are_written_where_they_are_known(tmp_path: Path, make: Any) -> None:
+    energies = np.random.default_rng(0).normal(size=(3, 8))
+    known = make.frames(0, 3, 8).with_(energies=energies, weight=np.array([-1.5, -2.5, -3.5]))
+    blocks = [known, make.frames(1, 2, 8)]
+    assert WRITERS[".extxyz"](iter(blocks), tmp_path / "pool.extxyz", {}) == 5
+    images = read(tmp_path / "pool.extxyz", ":")
+    for k in range(3):
+        np.testing.assert_allclose(images[k].calc.results["energies"], energies[k], atol=1e-7)
+    assert [a.info.get("weight") for a in images] == [-1.5, -2.5, -3.5, None, None]
+    assert "energies" not in images[3].calc.results
+    assert WRITERS[".db"](iter(blocks), tmp_path / "pool.db", {}) == 5
+    with connect(tmp_path / "pool.db") as database:
+        rows = list(database.select())
+    np.testing.assert_array_equal(rows[1].data["energies"], energies[1])
+    assert rows[1].weight == -2.5
+    assert "energies" not in rows[3].data
+    assert "weight" not in rows[3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import zarr
 
 from campaign.errors import DiskFull, StoreError
+from campaign.frames import ADDED, LAYOUT
 from campaign.store import arrays as layout
 from campaign.store import groups
 from campaign.store.ledger import Ledger, read_ledger
@@ -271,3 +273,34 @@ def test_store_whose_making_was_killed_is_made(tmp_path: Path) -> None:
 
 def tree(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_a_store_of_an_older_version_reads_with_nothing_in_the_arrays_it_does_not_have(
+    tmp_path: Path, make: Any
+) -> None:
+    store = Store(tmp_path / "run.zarr")
+    task = make.publish(store, 1)
+    frames = make.frames(1)
+    kept = {p.name for p in (store.path / "pool" / task).iterdir() if p.is_dir()}
+    assert kept == set(LAYOUT) - set(ADDED)  # as an older version wrote it
+    found = Store(store.path).frames("sample", task)
+    make.same(found, frames)
+    assert np.isnan(found.energies).all()
+    assert found.energies.shape == (5, 8)
+    make.same(store.frames("sample", task, [3, 1]), frames[[3, 1]])
+    shutil.rmtree(store.path / "pool" / task / "energy")  # but what every version writes is never made up
+    with pytest.raises(StoreError, match="energy"):
+        Store(store.path).frames("sample", task)
+
+
+def test_arrays_are_kept_as_soon_as_they_hold_a_number(tmp_path: Path, make: Any) -> None:
+    store = Store(tmp_path / "run.zarr")
+    frames = make.frames(1)
+    frames = frames.with_(energies=np.ones_like(frames.energies), weight=np.array([np.nan, 1, 2, 3, 4]))
+    chain = [make.record(k) for k in (1, 2)]
+    for record in chain:
+        store.publish(record, dict(frames.arrays()))
+    for _ in range(2):
+        for record in chain:
+            make.same(Store(store.path).frames("sample", record["task"]), frames)
+        store.pack("sample", [[r["task"] for r in chain]])

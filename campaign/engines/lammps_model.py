@@ -1,0 +1,95 @@
+"""A trained model as LAMMPS's force field: through ``fix external``, which hands it the atoms and takes its forces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
+from campaign.frames import Frames
+
+if TYPE_CHECKING:
+    from campaign.engines.lammps import Lammps
+
+Array = npt.NDArray[Any]
+
+
+class Forces(Protocol):
+    """Anything that gives energy, forces and stress of a block of frames (a trained model)."""
+
+    def evaluate(self, frames: Frames) -> tuple[Array, Array, Array]:
+        """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive."""
+
+
+class ModelForces:
+    """A model in place of the potential's lines (``fix external pf/callback``).
+
+    What it adds are the physical forces: they are part of a frame, unlike those of an ``External``.
+
+    Parameters
+    ----------
+    model
+        Supplies energy, forces and stress.
+    elements
+        Chemical symbols in the order of the LAMMPS types.
+    """
+
+    def __init__(self, model: Forces, elements: tuple[str, ...]) -> None:
+        self._model = model
+        self._elements = elements
+        self._error: Exception | None = None
+        self._numbers: Array | None = None
+        self._lmp: Any = None
+
+    def attach(self, lammps: Lammps) -> None:
+        """Set the force field up in an instance that has its atoms."""
+        lammps.command("pair_style zero 1.0")
+        lammps.command("pair_coeff * *")
+        lammps.command("comm_modify cutoff 2.0")
+        lammps.command("fix model all external pf/callback 1 1")
+        lammps.command("fix_modify model virial yes energy yes")
+        self._lmp = lammps.library
+        self._lmp.set_fix_external_callback("model", self._call)
+
+    def _call(self, _caller: Any, _step: int, nlocal: int, tag: Array, x: Array, f: Array) -> None:
+        lmp = self._lmp
+        try:
+            from ase.data import atomic_numbers
+
+            if nlocal != lmp.get_natoms():
+                if lmp.extract_setting("world_size") > 1:
+                    raise EngineError("Molecular dynamics with a model runs on one MPI rank; set ranks to 1.")
+                raise Unphysical(f"Atoms were lost: {nlocal} of {lmp.get_natoms()} are left.")
+            order = np.argsort(tag[:nlocal])
+            if self._numbers is None:
+                z = np.array([atomic_numbers[e] for e in self._elements])
+                self._numbers = z[np.asarray(lmp.numpy.extract_atom("type"))[:nlocal][order] - 1]
+            low, high, xy, yz, xz, _, _ = lmp.extract_box()
+            cell = np.array([[high[0] - low[0], 0, 0], [xy, high[1] - low[1], 0], [xz, yz, high[2] - low[2]]])
+            frame = Frames.build(self._numbers, x[order][None] - np.array(low), cell)
+            energy, forces, stress = self._model.evaluate(frame)
+            if not all(np.isfinite(v).all() for v in (energy, forces, stress)):
+                raise Unphysical("The model gave an energy, force or stress that is not finite.")
+            f[order] = forces[0]
+            # LAMMPS wants the virial itself (eV, sum of r f): minus stress times volume.
+            w = -stress[0] * abs(np.linalg.det(cell))
+            lmp.fix_external_set_energy_global("model", float(energy[0]))
+            lmp.fix_external_set_virial_global(
+                "model", [float(w[i, j]) for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
+            )
+        except Exception as error:  # cannot pass through LAMMPS's C++ frames: kept for check()
+            self._error = error
+            f[:nlocal] = 0.0
+            lmp.force_timeout()  # ends the run after this step
+
+    def check(self) -> None:
+        """Raise what went wrong in the model."""
+        if isinstance(self._error, CampaignError | OSError | MemoryError):
+            raise self._error
+        if self._error is not None:
+            kind = type(self._error).__name__
+            if kind == "OutOfMemoryError":  # torch's, of a GPU that others use too
+                raise MachineFault(f"The model found no memory: {self._error}") from self._error
+            raise EngineError(f"The model failed in molecular dynamics: {kind}: {self._error}") from self._error
