@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 _HOME = {
     "campaign_file": (
         "CALCULATORS NPT NVT RDF STAGES AseLabel Campaign Errors FakeLabel FakeModel FakeSample FileSample Label "
-        "LammpsLabel Loss Packing Potential Prepare Prototype Random Representation RNDStream Sample SchNet Select Stability "
-        "StructureFile System Thresholds Train Validate"
+        "LammpsLabel Loss MOMT Packing Potential Prepare Prototype Random Representation RNDStream Sample SchNet "
+        "Select Stability StructureFile System Thresholds Train Validate"
     ),
     "data_files": "PotentialHeader read_potential_header read_structure",
     "load": "Loaded dump load_campaign load_site",

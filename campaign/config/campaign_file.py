@@ -227,7 +227,8 @@ class Learn(Model):
     bins: tuple[Count, Count] | None = Field(None, description="of the grid in enthalpy and order", examples=[[24, 20]])
     width: Positive | None = Field(None, description="standard deviation of a deposit, in bins")
     height: Positive | None = Field(None, description="of the first deposits, in k T")
-    rate: Positive | None = Field(None, description="the n-th deposit is rate / n high, once that is less than height")
+    hold: NonNegativeInteger | None = Field(None, description="how many deposits have that height")
+    rate: Positive | None = Field(None, description="the n-th deposit after those is rate / n high")
 
 
 class MOMT(MolecularDynamics):

@@ -84,7 +84,7 @@ _words = types.CPointer(types.intp)
 def callback(table: Any, step: Any, nlocal: Any, _tags: Any, positions: Any, added: Any) -> None:
     """Add the forces of one step: ``Momt._step`` of one rank."""
     t = carray(table, (32,))
-    par = carray(_pointer(t[m.T_PAR]), (13,), np.float64)
+    par = carray(_pointer(t[m.T_PAR]), (14,), np.float64)
     integers = carray(_pointer(t[m.T_INTEGERS]), (10,), np.int64)
     now = carray(_pointer(t[m.T_NOW]), (8,), np.float64)
     grid = carray(_pointer(t[m.T_GRID]), (t[m.T_NH], t[m.T_NQ]), np.float64)

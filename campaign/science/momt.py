@@ -96,8 +96,10 @@ class Learning:
         Standard deviation of a deposit, in cells of the grid.
     height
         Of the first deposits (in units of S).
+    hold
+        How many deposits have that height.
     rate
-        The n-th deposit is ``rate / n`` high once that is less than ``height``.
+        The n-th deposit after those is ``rate / n`` high, and never higher than the first.
     every
         MD steps between two deposits of a walker.
     """
@@ -105,6 +107,7 @@ class Learning:
     bins: tuple[int, int]
     width: float
     height: float
+    hold: int
     rate: float
     every: int = 10
 
@@ -112,14 +115,16 @@ class Learning:
     def of_size(cls, atoms: int, ordered: bool = True) -> Learning:
         """Return what suits a cell of so many atoms: finer and higher for larger ones, whose free energies are.
 
-        The rate is three times that at which a flat histogram just fills (7 in place of 21): measured on nickel, it
-        takes the walker to a tenth more of the bins, and through more round trips.
+        Deposits of the first height are held three times as long as ``rate / n`` would hold them: measured on nickel,
+        the walker then comes to a tenth more of the bins. A rate that is three times as high does the same, but keeps
+        pushing it so hard that averages at the window's ends are off by several standard errors.
         """
         size = atoms / 32
         bins = (round(24 * size**0.31), round(20 * size**0.185) if ordered else 1)
         width = 1.5 * size**-0.185
         deposits = bins[0] * (bins[1] / (2 * np.pi * width**2) if ordered else 1 / (np.sqrt(2 * np.pi) * width))
-        return cls(bins, width, 0.1 * size**0.9, 21.0 * deposits)
+        height, rate = 0.1 * size**0.9, 7.0 * deposits
+        return cls(bins, width, height, round(3 * rate / height), rate)
 
 
 @dataclass(frozen=True)
@@ -162,11 +167,13 @@ class Ensemble:
         """Return the numbers that the compiled functions take, in the order of ``ATOMS``, ``KT``, ..."""
         w, learning = self.window, self.learning
         values = [self.atoms, BOLTZMANN * self.temperature, self.pressure, w.low, w.high, w.cold, w.hot, w.stiffness]
-        return np.array([*values, *self.limits, learning.width, learning.height, learning.rate], dtype="float64")
+        return np.array(
+            [*values, *self.limits, learning.width, learning.height, learning.rate, learning.hold], dtype="float64"
+        )
 
 
 #: Places in ``Ensemble.parameters``.
-ATOMS, KT, PRESSURE, LOW, HIGH, COLD, HOT, STIFFNESS, LEAST, MOST, WIDTH, HEIGHT, RATE = range(13)
+ATOMS, KT, PRESSURE, LOW, HIGH, COLD, HOT, STIFFNESS, LEAST, MOST, WIDTH, HEIGHT, RATE, HOLD = range(14)
 
 #: Places in what ``effective`` gives: S, lambda, dS/dQ, B.
 ENTROPY, LAMBDA, SLOPE, BIAS = range(4)
@@ -299,7 +306,7 @@ def deposit(grid: Array, u: float, v: float, height: float, width: float, lines:
 @compiled
 def height_of(count: float, p: Array) -> float:
     """Return the height of the next deposit when there were ``count`` before it."""
-    return float(min(p[HEIGHT], p[RATE] / (count + 1.0)))
+    return float(p[HEIGHT] if count < p[HOLD] else min(p[HEIGHT], p[RATE] / (count + 1.0)))
 
 
 def offset(grid: Array, height: float) -> float:

@@ -24,7 +24,7 @@ CRYSTALS = {
 
 
 def ensemble(bins=(24, 20), **learning):
-    spec = {"bins": bins, "width": 1.5, "height": 0.1, "rate": 240.0, **learning}
+    spec = {"bins": bins, "width": 1.5, "height": 0.1, "hold": 0, "rate": 240.0, **learning}
     return Ensemble(32, 2000.0, 1e-6, WINDOW, Learning(**spec))
 
 
@@ -49,7 +49,7 @@ def q_of(atoms, order):
 def test_without_a_bias_lambda_is_t0_over_t_and_the_temperature_is_linear_in_the_enthalpy():
     spec, grid = ensemble(), np.zeros((24, 20))
     for h, t in ((-4.75, 900.0), (-4.4, 2200.0), (-4.05, 3500.0)):
-        s, scale, slope, bias = evaluate(h, 0.4, spec, grid)
+        _, scale, slope, bias = evaluate(h, 0.4, spec, grid)
         assert scale == pytest.approx(2000.0 / t, rel=1e-12)
         assert slope == bias == 0.0
 
@@ -98,6 +98,9 @@ def test_the_height_of_a_deposit_falls_as_one_over_their_number():
     p = ensemble().parameters()
     assert momt.height_of(0.0, p) == 0.1
     assert momt.height_of(4799.0, p) == pytest.approx(0.05)
+    held = ensemble(hold=5000).parameters()
+    assert momt.height_of(4999.0, held) == 0.1
+    assert momt.height_of(5000.0, held) == pytest.approx(240 / 5001)
 
 
 @pytest.mark.parametrize("kind", CRYSTALS)
@@ -138,7 +141,7 @@ def test_q_is_the_formula_and_its_forces_are_its_gradient(kind):
 
 def test_the_reflections_are_those_of_the_textbook():
     def indices(kind):
-        unit, _, order = crystal(kind)
+        _, _, order = crystal(kind)
         return len(order.signs), sorted(np.abs(order.vectors // np.array(CRYSTALS[kind][2])).max(axis=0).tolist())
 
     assert indices("fcc") == (4, [1, 1, 1])
@@ -180,7 +183,8 @@ def test_an_ensemble_and_an_order_parameter_survive_json():
     spec, order = ensemble(), crystal("hcp")[2]
     assert Ensemble.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     back = Order.from_json(json.loads(json.dumps(order.to_json())))
-    assert (back.vectors == order.vectors).all() and back.strength == order.strength
+    assert (back.vectors == order.vectors).all()
+    assert back.strength == order.strength
 
 
 def test_plain_python_gives_what_compiled_code_gives():
