@@ -130,7 +130,7 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 
 
 def _summary(status: dict[str, Any], path: Path) -> list[str]:
-    from campaign.results import headline
+    from campaign.results import headline, hints
 
     lines = [f"{status['frames']} frames sampled, {status['selected']} selected, {status['labelled']} labelled"]
     lines += headline(path / "validation")
@@ -138,8 +138,7 @@ def _summary(status: dict[str, Any], path: Path) -> list[str]:
         lines.append(f"failed: {failure['stage']} {failure['task']}: {failure['cause']}")
     if len(status["failures"]) > 20:
         lines.append(f"... and {len(status['failures']) - 20} more failures: campaign status {path}")
-    if status["failures"]:
-        lines.append("failed tasks stay aside until the same command is given with --retry-quarantined")
+    lines += hints(status["failures"], path)
     lines.append(f"report: {path / 'report.html'}")
     return lines
 

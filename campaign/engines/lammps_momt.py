@@ -51,19 +51,25 @@ class BiasState:
         Coefficients laid down by the walkers of this job, and by those of other jobs.
     visits : (bins in h, bins in Q) int64
         How often this walker was seen in each bin, looked at whenever it deposits.
-    counts : (4,) int64
-        Deposits of this job, those of other jobs, this walker's present phase and how often it changed.
+    total : (bins in h, bins in Q)
+        The bias less what it has grown by (``momt.offset``), summed over frames since the deposits become smaller: its
+        mean is what frames are best weighted with (``momt.reweighted``).
+    counts : (5,) int64
+        Deposits of this job, those of other jobs, this walker's present phase, how often it changed, and the frames in
+        ``total``.
     """
 
     own: Array
     others: Array
     visits: Array
+    total: Array
     counts: Array
 
     @classmethod
     def empty(cls, bins: tuple[int, int]) -> BiasState:
         """Return the state before anything was learned."""
-        return cls(np.zeros(bins), np.zeros(bins), np.zeros(bins, "int64"), np.zeros(4, "int64"))
+        own, others, total = (np.zeros(bins) for _ in range(3))
+        return cls(own, others, np.zeros(bins, "int64"), total, np.zeros(5, "int64"))
 
 
 def build(
@@ -87,7 +93,8 @@ def build(
     ensemble = Ensemble.from_json(bias["ensemble"])
     state = BiasState.empty(ensemble.learning.bins)
     if extra:
-        state.own[:], state.visits[:], state.counts[:] = extra["own"], extra["visits"], extra["counts"]
+        for name in ("own", "visits", "total", "counts"):
+            getattr(state, name)[:] = extra[name]
     if "others" in arrays:
         state.others[:] = arrays["others"].sum(axis=0)
         state.counts[1] = int(arrays["others_counts"].sum())
@@ -157,7 +164,7 @@ class Momt:
         self.integers = np.zeros(10, "int64")
         walkers = self._exchange.size if self._exchange is not None else 1
         self.integers[[COUNT, SHARE, LEARN, FAILED]] = state.counts[:2].sum(), walkers, learn, -1
-        self.integers[[PHASE, CHANGES]] = state.counts[2:]
+        self.integers[[PHASE, CHANGES]] = state.counts[2:4]
 
     # -- what the engine calls ---------------------------------------------------------------------------------------
 
@@ -232,10 +239,13 @@ class Momt:
         for line in np.concatenate(every):
             momt.deposit(self.state.own, line[0], line[1], line[2], self.par[momt.WIDTH], self.lines)
         self.state.counts[0] += sum(len(e) for e in every)
-        self.state.counts[2:] = self.integers[[PHASE, CHANGES]]
+        self.state.counts[2:4] = self.integers[[PHASE, CHANGES]]
         self.integers[COUNT] = self.state.counts[:2].sum()
         np.add(self.state.own, self.state.others, out=self.grid)
         self._offset = momt.offset(self.grid, self.par[momt.HEIGHT])
+        if self.integers[COUNT] > self.par[momt.HOLD]:
+            self.state.total += self.grid - self._offset
+            self.state.counts[4] += 1
         if count == LOG:
             raise EngineError(f"Over {LOG} deposits between two frames: write a smaller 'every' for the sampling.")
 
@@ -255,7 +265,7 @@ class Momt:
                 "Write 'window: auto', or a window around that value."
             )
         window = np.array([low, high])
-        known = {"own": self.state.own, "visits": self.state.visits, "counts": self.state.counts}
+        known = {name: getattr(self.state, name) for name in ("own", "visits", "total", "counts")}
         return {**known, "window": window, **self._keep}
 
     def drain(self, frames: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from campaign.report import figures
 from campaign.report.figures import CYCLE, GREY, PINK, QUANTITIES, SKY, Figure
+from campaign.report.sampling import sampling
 from campaign.report.text import cell, count, duration, number, significant
 
 HERE = Path(__file__).parent
@@ -49,8 +50,9 @@ def render(data: Data) -> str:
     Parameters
     ----------
     data
-        Any of ``status``, ``validation``, ``selection``, ``training``, ``tasks`` (ledger records) and ``about``, as
-        plain JSON-able values in eV, Å, ps, K. What is missing or empty is said in a sentence; nothing is required.
+        Any of ``status``, ``validation``, ``sampling``, ``selection``, ``training``, ``tasks`` (ledger records) and
+        ``about``, as plain JSON-able values in eV, Å, ps, K. What is missing or empty is said in a sentence; nothing is
+        required.
     """
     from jinja2 import ChainableUndefined, Environment
     from plotly.offline import get_plotlyjs
@@ -112,6 +114,7 @@ def _context(data: Data) -> dict[str, Any]:
         "checks": [_check(r, selection) for r in reports],
         "headline": _headline(status, selection),
         "errors": _errors(by_method.get("errors"), selection, draw),
+        "sampling": sampling(data.get("sampling") or [], draw),
         "selection": _selection(selection, draw),
         "training": _training(data.get("training") or [], draw),
         "stability": _stability([r for r in reports if r.get("method") == "stability"], draw),
@@ -192,7 +195,7 @@ def _headline(status: Data, selection: Data) -> list[dict[str, str]]:
     share = f"{significant(100 * chosen / frames)} % of the pool" if frames and chosen else ""
     rate, method = number(status.get("frames_per_second")), selection.get("method")
     wrong = len(status.get("failures") or [])
-    failed = f"{wrong} task{'s' if wrong > 1 else ''} failed"
+    failed = f"{wrong} failure{'s' if wrong > 1 else ''}"
     return [
         {"value": count(frames), "label": "frames sampled", "note": f"{significant(rate)} frames/s" if rate else ""},
         {"value": count(chosen), "label": f"selected by {method}" if method else "selected", "note": share},
@@ -317,13 +320,17 @@ def _stages(status: Data, records: Sequence[Data]) -> list[dict[str, Any]]:
 
 
 def _failures(status: Data, records: Sequence[Data]) -> dict[str, Any]:
-    """Return what was given up, and what a retry mended, each with its cause."""
+    """Return what was given up, and what a retry mended, each with its cause.
+
+    A task in which a walker stopped is done, and is among what was given up: nothing was mended.
+    """
     names = {str(r.get("task")): str(r.get("name", "")) for r in records}
     done = {str(r.get("task")) for r in records if r.get("state") == "done"}
     given_up = [
         {**f, "name": names.get(str(f.get("task")), "")} for f in status.get("failures") or [] if isinstance(f, Mapping)
     ]
-    retried = [r for r in records if r.get("state") == "failed" and str(r.get("task")) in done]
+    mended = done - {str(f.get("task")) for f in given_up}
+    retried = [r for r in records if r.get("state") == "failed" and str(r.get("task")) in mended]
     return {
         "given_up": given_up[:MOST_FAILURES],
         "retried": retried[:MOST_FAILURES],

@@ -115,16 +115,17 @@ class Learning:
     def of_size(cls, atoms: int, ordered: bool = True) -> Learning:
         """Return what suits a cell of so many atoms: finer and higher for larger ones, whose free energies are.
 
-        Deposits of the first height are held three times as long as ``rate / n`` would hold them: measured on nickel,
-        the walker then comes to a tenth more of the bins. A rate that is three times as high does the same, but keeps
-        pushing it so hard that averages at the window's ends are off by several standard errors.
+        Deposits of the first height are held ten times as long as ``rate / n`` would hold them, a fifth of a million
+        steps: measured on nickel, the walker then comes to a tenth more of the bins. A rate that is three times as high
+        does the same, but keeps pushing the walker so hard that averages at the window's ends are off by several
+        standard errors.
         """
         size = atoms / 32
         bins = (round(24 * size**0.31), round(20 * size**0.185) if ordered else 1)
         width = 1.5 * size**-0.185
         deposits = bins[0] * (bins[1] / (2 * np.pi * width**2) if ordered else 1 / (np.sqrt(2 * np.pi) * width))
         height, rate = 0.1 * size**0.9, 7.0 * deposits
-        return cls(bins, width, height, round(3 * rate / height), rate)
+        return cls(bins, width, height, round(10 * rate / height), rate)
 
 
 @dataclass(frozen=True)

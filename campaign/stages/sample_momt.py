@@ -92,7 +92,7 @@ def learning_of(spec: dict[str, Json], atoms: int, ordered: bool) -> Learning:
     from campaign.science.momt import Learning
 
     default = Learning.of_size(atoms, ordered)
-    given = {k: v for k, v in spec.items() if v is not None}
+    given = {k: v for k, v in spec.items() if v is not None and k != "until"}
     bins = tuple(given.pop("bins", default.bins))
     return replace(default, **given, bins=bins if ordered else (bins[0], 1))
 
@@ -176,7 +176,9 @@ def bias(
         learning,
     )
     reflections = None if order is None else order.to_json()
-    spec = {"ensemble": ensemble.to_json(), "order": reflections, "learn": True, "shared": p["shared"]}
+    until = p["learn"]["until"]
+    learn = until is None or p["first"] * p["every"] < until
+    spec = {"ensemble": ensemble.to_json(), "order": reflections, "learn": learn, "shared": p["shared"]}
     return spec, arrays
 
 

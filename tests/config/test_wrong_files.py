@@ -110,7 +110,7 @@ CASES = {
     # Not in this version
     "stage of later": Wrong("select:", "distill: {method: uq}\nselect:", 14, "distill", "uq", "remove it"),
     "method of later": Wrong(
-        "method: npt", "method: momt", 7, "sample[0].method", "'momt'", "not available in campaign"
+        "method: rnd_stream", "method: rematch", 14, "select.method", "'rematch'", "not available in campaign"
     ),
     "engine of later": Wrong(
         "engine: lammps", "engine: cp2k", 15, "label.engine", "'cp2k'", "not available in campaign"
@@ -442,7 +442,63 @@ neigh_modify one 4000
 
 
 def test_the_potentials_of_the_templates_are_taken() -> None:
-    potentials = sorted((Path(__file__).parents[2] / "templates/potentials").iterdir())
+    potentials = sorted((Path(__file__).parents[2] / "templates/potentials").glob("*.lmp"))
     assert potentials
     for path in potentials:
         read_potential_header(path)
+
+
+MOMT = """\
+campaign: ni
+system:
+  structure: {prototype: fcc, elements: [Na], a: 3.52, supercell: [2, 2, 2]}
+  potential: {lammps: potentials/nacl.lmp}
+sample:
+  - method: momt
+    temperature: 2000
+    temperatures: [900, 3500]
+    window: [-4.75, -4.05]
+    order: fcc
+    steps: 20000
+"""
+
+
+def test_a_good_momt_file_is_good(folder: Path) -> None:
+    path = folder / "campaign.yaml"
+    path.write_text(MOMT)
+    assert load_campaign(path).spec.sample[0].method == "momt"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "start", "remedy"),
+    [
+        ("[900, 3500]", "[3500, 900]", "8: sample[0].temperatures: ", "write [900, 3500]"),
+        ("[900, 3500]", "[900, 900]", "8: sample[0].temperatures: ", "write two, such as"),
+        ("temperature: 2000", "temperature: 600", "7: sample[0].temperature: ", "write one near melting, such as 2200"),
+        ("temperature: 2000", "temperature: [1, 2]", "7: sample[0].temperature: ", "write a number"),
+        ("[-4.75, -4.05]", "[-4.05, -4.75]", "9: sample[0].window: ", "write auto, or two enthalpies"),
+        ("[-4.75, -4.05]", "[-4.75]", "9: sample[0].window: ", "write auto, or two enthalpies"),
+        ("[-4.75, -4.05]", "wide", "9: sample[0].window: ", "write auto, or two enthalpies"),
+        ("order: fcc", "order: bcc", "10: sample[0].order: ", "take 16 or 54 atoms, or write order: none"),
+        ("order: fcc", "order: hcp", "10: sample[0].order: ", "start from it, or write order: none"),
+        ("order: fcc", "order: fc", "10: sample[0].order: ", "did you mean 'fcc'"),
+        ("[2, 2, 2]", "[2, 2, 4]", None, ""),  # the structure's own lattice fits whatever it is repeated
+        ("steps: 20000", "steps: 20020", "11: sample[0].steps: ", "write 20000"),
+    ],
+)
+def test_wrong_momt(folder: Path, old: str, new: str, start: str | None, remedy: str) -> None:
+    text = MOMT.replace(old, new, 1)
+    if start is None:
+        (folder / "campaign.yaml").write_text(text)
+        assert load_campaign(folder / "campaign.yaml")
+        return
+    problems = problems_of(folder, text)
+    assert len(problems) == 1, problems
+    assert problems[0].startswith(start)
+    assert remedy in problems[0]
+
+
+def test_an_order_that_does_not_fit_a_longer_cell(folder: Path) -> None:
+    text = MOMT.replace("[2, 2, 2]", "[2, 2, 4]").replace("order: fcc", "order: bcc")
+    (problem,) = problems_of(folder, text)
+    assert problem.startswith("10: sample[0].order: bcc fits a cubic cell only")

@@ -38,6 +38,13 @@ SAMPLERS = {
         {**MD, "walkers": 1, "method": "nvt_grid", "volumes": [1400.0, 1250.0], "temperatures": [85.0]},
         (1e-9, 1e-9, 1e-11),
     ),
+    "momt": (
+        ARGON,
+        "potentials/ar.lmp",
+        {**MD, "method": "momt", "temperature": 85, "temperatures": [40, 160], "window": [-0.09, -0.02]}
+        | {"shared": False, "learn": {"height": 3.0}},
+        (1e-9, 1e-9, 1e-11),
+    ),
     "fake": (ARGON, None, {"method": "fake", "walkers": 2, "frames": 9, "segment": 4}, (0, 0, 0)),
 }
 
@@ -88,7 +95,8 @@ def test_frames_know_where_they_come_from_and_carry_the_labels_of_their_geometry
             assert len(np.unique(frames.volume)) == 9
         else:
             assert (frames.temperature == entry.get("temperature", entry.get("temperatures", [300.0])[0])).all()
-            assert np.isnan(frames.pressure).all()
+            assert (frames.pressure == 1.0).all() if method == "momt" else np.isnan(frames.pressure).all()
+        if method not in ("npt", "momt"):
             np.testing.assert_array_equal(frames.cell, frames.cell[:1].repeat(9, axis=0))
         if method == "nvt_grid":
             np.testing.assert_allclose(frames.volume, entry["volumes"][walker], rtol=1e-12)

@@ -111,13 +111,19 @@ sample:
      segment: 20}
 """
 
+#: Two chains that share their bias through the store, walkers of one task over MPI, the window looked for.
+MOMT = PAIR.replace(
+    "method: npt, temperature: [60, 90],", "method: momt, temperature: 85, temperatures: [40, 160], pressure: 3000, learn: {height: 2},"
+)
+
 
 @pytest.mark.lammps
+@pytest.mark.parametrize("text", [PAIR, MOMT], ids=["npt", "momt"])
 def test_walkers_of_one_task_that_are_killed_go_on_to_bitwise_the_same_pool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    (tmp_path / "pair.yaml").write_text(PAIR)
+    (tmp_path / "pair.yaml").write_text(text)
     (tmp_path / "argon.lmp").write_text("# elements: Ar\npair_style lj/cut 8.5\npair_coeff 1 1 0.010325 3.405\n")
     loaded = load_campaign(tmp_path / "pair.yaml")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -143,6 +149,7 @@ def test_walkers_of_one_task_that_are_killed_go_on_to_bitwise_the_same_pool(
     for task in tasks:
         one, two = a.arrays("sample", task), b.arrays("sample", task)
         assert one.keys() == two.keys()
+        assert ("order" in one) == (text == MOMT)
         for name in one:
             assert one[name].tobytes() == two[name].tobytes(), name
 

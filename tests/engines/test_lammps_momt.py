@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +14,15 @@ from ase.build import bulk
 
 from campaign.engines.dynamics import Segment, Start, run_segment
 from campaign.engines.lammps import BAR, Lammps, single_points, to_lammps
-from campaign.engines.lammps_momt import BiasState, Momt
+from campaign.engines.lammps_momt import BiasState, Momt, build
+from campaign.engines.lammps_mpi import run_job
 from campaign.engines.lammps_potential import PotentialLines
+from campaign.engines.walkers import Job, Walker
 from campaign.errors import Unphysical
 from campaign.frames import Frames
 from campaign.science import momt
 from campaign.science.momt import Ensemble, Learning, Order, Window
+from campaign.tasks import Context, Task
 
 pytestmark = pytest.mark.lammps
 
@@ -25,6 +30,14 @@ TABLE = Path(__file__).parents[2] / "templates/potentials/NiNb_2016.eam.fs"
 NI = PotentialLines(("Ni",), f"pair_style eam/fs\npair_coeff * * {TABLE} Ni")
 NINB = PotentialLines(("Ni", "Nb"), f"pair_style eam/fs\npair_coeff * * {TABLE} Ni Nb")
 P0 = 1.0 / BAR
+TASK = Task("sample", "x", {"a": 1})
+
+
+@pytest.fixture
+def mpi(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    return Context(tmp_path, {"lammps": ["mpiexec", "-n", "{ranks}"]})
+
 
 CRYSTALS = {
     "fcc": ("Ni", {"a": 3.52, "cubic": True}, (2, 2, 2)),
@@ -200,8 +213,9 @@ def test_it_learns_at_every_tenth_step_and_goes_on_exactly_from_a_checkpoint():
     left = {name: array.copy() for name, array in one.checkpoint().items()}
     later = []
     for _ in range(2):
-        state = BiasState(left["own"].copy(), np.zeros_like(left["own"]), left["visits"].copy(), left["counts"].copy())
-        two = Momt(spec, order, state)
+        two = build(
+            {"ensemble": spec.to_json(), "order": order.to_json(), "learn": True, "shared": True}, {}, left, None, None
+        )
         later.append((run_segment(NI, replace(segment, first=200), checkpoint, external=two)[0], two.checkpoint()))
     assert two.state.counts[0] == 40
     for a, b in zip(later[0], later[1], strict=True):
@@ -248,3 +262,65 @@ def test_a_fixed_lambda_samples_npt_at_another_temperature():
 def _error(x):
     blocks = np.array([b.mean() for b in np.array_split(x, 12)])
     return blocks.std(ddof=1) / np.sqrt(len(blocks))
+
+
+# --- several walkers, several ranks
+
+
+def job(walkers=1, ranks=1, shared=True, frames=8):
+    spec, order = ensemble(32, Window(-4.75, -4.05, 900.0, 3500.0), height=1.0), crystal("fcc")[1]
+    segment = Segment(frames, 25, 0, 0.002, (2000.0, 2000.0), 1.0)
+    bias = {"ensemble": spec.to_json(), "order": order.to_json(), "learn": True, "shared": shared}
+    return Job(NI, tuple(Walker(k, segment, start(k + 1)) for k in range(walkers)), ranks, bias=bias)
+
+
+def test_walkers_of_a_job_share_one_bias_to_the_last_bit(mpi):
+    one, two = run_job(job(2), mpi, TASK).values()
+    assert np.abs(one.arrays["positions"] - two.arrays["positions"]).max() > 0.1
+    for name in ("own", "total"):
+        np.testing.assert_array_equal(one.extra[name], two.extra[name])
+    assert one.extra["counts"][0] == 40
+    (alone,) = run_job(job(1), mpi, TASK).values()
+    assert alone.extra["counts"][0] == 20
+    assert np.abs(alone.arrays["positions"][-1] - one.arrays["positions"][-1]).max() > 1e-6  # the other one matters
+
+
+def test_walkers_that_do_not_share_are_as_if_alone(mpi):
+    (alone,) = run_job(job(1), mpi, TASK).values()
+    together = run_job(job(2, shared=False), mpi, TASK)[0]
+    for name, array in alone.arrays.items():
+        np.testing.assert_array_equal(array, together.arrays[name], err_msg=name)
+    np.testing.assert_array_equal(alone.extra["own"], together.extra["own"])
+
+
+@pytest.mark.parametrize("walkers", [1, 2])
+def test_a_walker_of_two_ranks_gives_the_frames_of_one_to_rounding(mpi, walkers):
+    one, two = (run_job(job(walkers, ranks, frames=4), mpi, TASK) for ranks in (1, 2))
+    for number in one:
+        for name in ("positions", "energy", "forces", "stress", "order", "bias", "scale"):
+            a, b = one[number].arrays[name], two[number].arrays[name]
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(two[number].extra["own"], one[number].extra["own"], rtol=1e-6, atol=1e-9)
+
+
+def test_a_walker_that_stops_on_the_last_attempt_lets_the_others_go_on(mpi):
+    bad = crystal("fcc")[0]
+    bad.positions[1] = bad.positions[0] + [0.4, 0, 0]
+    both = job(2)
+    wrong = Walker(1, both.walkers[1].segment, Start(bad.numbers, bad.positions, np.array(bad.cell), 1))
+    found = run_job(replace(both, walkers=(both.walkers[0], wrong), last=True), mpi, TASK)
+    assert found[1].cause
+    assert not found[0].cause
+    assert len(found[0].arrays["step"]) == 8
+
+
+def test_the_deposits_of_other_jobs_push_from_the_beginning():
+    here = job(1)
+    others = np.zeros((2, *Ensemble.from_json(here.bias["ensemble"]).learning.bins))
+    others[:] = np.linspace(0, 60, others.shape[2])  # the crystal, at high Q, is pushed
+    arrays = {"others": others, "others_counts": np.array([3000, 4000])}
+    (alone,) = run_job(here, None, TASK).values()
+    (pushed,) = run_job(replace(here, arrays=arrays), None, TASK).values()
+    assert pushed.extra["counts"][1] == 7000
+    assert np.abs(pushed.arrays["positions"] - alone.arrays["positions"]).max() > 1e-3
+    np.testing.assert_array_equal(pushed.extra["others"], others)

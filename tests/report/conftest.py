@@ -79,6 +79,53 @@ def rdf() -> Data:
     return {"method": "rdf", "pass": True, "threshold": 0.1, "pairs": pairs}
 
 
+def momt(rng: np.random.Generator) -> Data:
+    """Four walkers that came far; the first went through ten segments, the last stopped in its fourth."""
+    counts = (10, 10, 10, 3)
+    walkers = []
+    for number, n in enumerate(counts):
+        steps = [50_000 * (k + 1) for k in range(n)]
+        trips = (np.cumsum(rng.integers(0, 3, n)) / 2 + 1).tolist()
+        share = (0.8 * (1 - np.exp(-np.arange(1, n + 1) / 3))).tolist()
+        flat = np.linspace(0.1, 0.4, n).tolist()
+        found = {"steps": steps, "trips": trips, "coverage": share, "flatness": flat}
+        walkers.append({"number": number, "stopped": "" if n == 10 else "Two atoms met.", **found})
+    h, q = np.linspace(-4.75, -4.08, 25), np.linspace(0, 1, 21)
+    possible = np.add.outer(1.4 * np.linspace(0, 1, 24), -np.abs(np.linspace(-1, 1, 20))) > -0.5
+    visits = np.where(possible, rng.poisson(np.exp(rng.uniform(0, 6, (24, 20)))), 0)
+    steps = np.arange(1, 501) * 1000
+    wave = np.sin(steps / 40_000)
+    return {
+        "window": [-4.75, -4.08],
+        "temperatures": [900, 3500],
+        "auto": True,
+        "shared": True,
+        "ordered": True,
+        "walkers": walkers,
+        "map": {
+            "h": h.tolist(),
+            "q": q.tolist(),
+            "visits": visits.tolist(),
+            "coverage": float((visits > 0).mean()),
+            "missing": [],
+        },
+        "series": {
+            "walker": 0,
+            "step": steps.tolist(),
+            "h": (-4.41 + 0.3 * wave + rng.normal(0, 0.02, 500)).tolist(),
+            "q": np.clip(0.5 - 0.4 * wave + rng.normal(0, 0.03, 500), 0, 1).tolist(),
+        },
+    }
+
+
+def sampling(rng: np.random.Generator) -> list[Data]:
+    both: Data = {"walkers": 4, "steps": 500_000, "frames": 1040, "planned": 1300, "stopped": 1}
+    return [
+        {"name": "momt", **both, "set": [2000.0, 2000.0], "mean": 2004.1, "momt": momt(rng)},
+        {"name": "npt1", **both, "set": [1100.0, 1700.0], "mean": 1398.0, "stopped": 0, "momt": None},
+    ]
+
+
 def tasks(rng: np.random.Generator) -> list[Data]:
     records = []
     free = {101: 0.0, 102: 0.0}
@@ -140,6 +187,7 @@ def data() -> Data:
             "seconds": 301.0,
         },
         "validation": [errors(rng), stability(rng), rdf()],
+        "sampling": sampling(np.random.default_rng(2)),
         "selection": {
             "method": "rnd_stream",
             "novelty": novelty.tolist(),

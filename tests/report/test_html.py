@@ -77,7 +77,7 @@ def test_a_validation_that_could_not_be_done_is_not_a_pass(data: Data) -> None:
     assert "✗ Not passed" in shown(data)
 
 
-@pytest.mark.parametrize("gone", ["status", "validation", "selection", "training", "tasks", "about"])
+@pytest.mark.parametrize("gone", ["status", "validation", "sampling", "selection", "training", "tasks", "about"])
 def test_a_missing_part_is_a_sentence(data: Data, gone: str) -> None:
     whole = shown(data)
     del data[gone]
@@ -91,13 +91,19 @@ def test_a_missing_part_is_a_sentence(data: Data, gone: str) -> None:
 def test_nothing_yet() -> None:
     text = shown({})
     assert "Not validated No verdict: validation has not run yet." in text
-    for sentence in ("No frame has been selected yet.", "No model has been trained yet.", "No task has run yet."):
+    for sentence in (
+        "Nothing has been sampled yet.",
+        "No frame has been selected yet.",
+        "No model has been trained yet.",
+        "No task has run yet.",
+    ):
         assert sentence in text
 
 
 def test_gaps_in_every_part(data: Data) -> None:
     data["validation"] = [{"method": "errors", "pass": False, "sets": {"random": {}}}, {"method": "stability"}]
     data["validation"] += [{"method": "rdf", "pairs": {"Na-Cl": {}}}, {"method": "density", "pass": True}]
+    data["sampling"] = [{"name": "momt", "momt": {"walkers": [{"number": 0}, {"steps": [None], "trips": [None]}]}}, {}]
     data["selection"] = {"method": "random", "novelty": [float("nan")] * 3, "chosen": [1, 7]}
     data["training"] = [{"name": "random/0", "epoch": [], "loss": [], "force_rmse": []}]
     data["status"] = {"campaign": "x", "state": "partial", "stages": {"sample": {"state": "running"}}}
@@ -117,6 +123,8 @@ def test_hostile_text_is_shown_not_run(data: Data) -> None:
     data["status"]["campaign"] = HOSTILE
     data["status"]["failures"][0]["cause"] = HOSTILE + '" onmouseover="alert(1)'
     data["selection"]["method"] = HOSTILE
+    data["sampling"][0]["name"] = HOSTILE
+    data["sampling"][0]["momt"]["walkers"][0]["number"] = HOSTILE
     data["selection"]["refused"] = [{"frame": "0:1", "reason": HOSTILE}]
     data["about"] = {"campaign": HOSTILE, "file": "x: " + HOSTILE, "versions": {HOSTILE: HOSTILE}}
     data["training"][0]["name"] = HOSTILE
@@ -143,7 +151,7 @@ def test_a_browser_draws_every_figure(data: Data, tmp_path: Path) -> None:
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     asked = done.stdout.count("data-figure=")
-    assert asked == 11
+    assert asked == 14
     assert len(re.findall(r'class="plot js-plotly-plot"', done.stdout)) == asked
     assert "CONSOLE" not in done.stderr
     assert "<title>broken" not in done.stdout

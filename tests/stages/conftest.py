@@ -45,7 +45,7 @@ def result_of(task):
     """Return what the work of a task could have found: it depends on the task alone."""
     p = task.params
     if task.stage == "sample":
-        return {"frames": p["frames"]}
+        return {"frames": p.get("frames", 0)}
     if task.stage == "select" and p["method"] == "draw":
         pool = [f"{shard}:{i}" for shard in task.inputs for i in range(2)]
         pool = sorted((f for f in pool if f not in set(p["avoid"])), key=lambda f: draw(task.id, f))

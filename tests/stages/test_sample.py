@@ -150,3 +150,74 @@ def test_frames_that_are_not_finite_are_refused():
     with pytest.raises(Unphysical, match="forces of frame 2 of 3"):
         check_frames(good.with_(forces=forces))
     assert isinstance(Task("sample", "x", {}).id, str)
+
+
+# --- MOMT: a window that is looked for first, chains that share a bias
+
+
+def momt(campaign, **changes):
+    return md(campaign, **{"method": "momt", "temperature": 85, "temperatures": [40, 160], "walkers": 3, **changes})
+
+
+def test_the_window_is_looked_for_before_any_walker_starts(campaign, board, settle):
+    stage = momt(campaign)
+    cold, hot = stage.plan(board)
+    assert (cold.params["temperature"], cold.params["melt"]) == (40.0, False)
+    assert (hot.params["temperature"], hot.params["melt"]) == (160.0, True)
+    assert len(board.shards) == 9  # they are none
+    assert stage.total(board) == 11
+    settle(stage, board, hot)
+    assert list(stage.plan(board)) == []
+    settle(stage, board, cold)
+    firsts = list(stage.plan(board))
+    assert [t.inputs for t in firsts] == [(cold.id, hot.id)] * 3
+    assert len(list(momt(campaign, window=[-0.1, -0.05]).plan(type(board)()))) == 3
+
+
+def test_without_a_window_no_walker_starts(campaign, board, settle):
+    stage = momt(campaign)
+    cold, hot = stage.plan(board)
+    settle(stage, board, cold, "quarantined")
+    assert not board.sampled
+    settle(stage, board, hot)
+    assert board.sampled
+    assert {s.state for s in board.shards} == {"lost"}
+    assert list(stage.plan(board)) == []
+    assert stage.finished(board)
+
+
+def test_chains_that_share_take_in_the_segments_of_the_others_two_before(campaign, board, settle):
+    stage = momt(campaign, window=[-0.1, -0.05])
+    a, b, c = ([t for t, _ in chain] for chain in stage.chains)
+    assert a[1].inputs == (a[0].id,)
+    assert a[2].inputs == (a[1].id, b[0].id, c[0].id)
+    list(stage.plan(board))
+    settle(stage, board, a[0])
+    assert list(stage.plan(board)) == [a[1]]  # one ahead of the others, and no further
+    settle(stage, board, a[1])
+    assert list(stage.plan(board)) == []
+    settle(stage, board, b[0])
+    assert list(stage.plan(board)) == [b[1]]
+    settle(stage, board, c[0], "quarantined")  # who is lost is not waited for
+    assert list(stage.plan(board)) == [a[2]]
+    settle(stage, board, a[2])
+    settle(stage, board, b[1])
+    assert list(stage.plan(board)) == [b[2]]
+    settle(stage, board, b[2])
+    assert board.sampled
+    alone = momt(campaign, window=[-0.1, -0.05], shared=False)
+    assert all(len(t.inputs) <= 1 for chain in alone.chains for t, _ in chain)
+
+
+def test_the_order_parameter_is_the_prototypes_own_or_fits_the_cell():
+    from campaign.stages.sample_momt import learning_of, order_parameter
+
+    spec = {"prototype": "fcc", "supercell": [2, 3, 4]}
+    assert order_parameter("auto", spec, 96).base.tolist() == [2, 3, 4]
+    assert order_parameter("bcc", {"packing": {"Ni": 54}}, 54).base.tolist() == [3, 3, 3]
+    assert order_parameter("auto", {"packing": {"Ni": 54}}, 54) is None
+    assert order_parameter("none", spec, 96) is None
+    given = {"every": 5, "bins": [7, 9], "width": None, "height": 0.2, "hold": 0, "rate": None, "until": 100}
+    learning = learning_of(given, 32, ordered=True)
+    assert (learning.every, learning.bins, learning.height, learning.hold, learning.width) == (5, (7, 9), 0.2, 0, 1.5)
+    assert learning_of(given, 32, ordered=False).bins == (7, 1)
