@@ -4,6 +4,11 @@ A small real campaign (LAMMPS, RND, SchNetPack under Parsl) runs twice: once und
 the driver, a worker, or every process at once. The two runs are then compared frame by frame, bit by bit.
 
     python benchmarks/kill.py --kills 20
+    python benchmarks/kill.py --method momt                          two chains that share a bias through the store
+    python benchmarks/kill.py --method momt --walkers-per-task 2     each of them an MPI job of two walkers
+    python benchmarks/kill.py --method npt --ranks 2                 each walker on two MPI ranks
+
+The last three only sample; where there are MPI ranks, one of those is killed now and then too.
 """
 
 from __future__ import annotations
@@ -24,7 +29,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 from common import report
+from runs import SITE, TEMPLATES
 
+from campaign.engines.walkers import unpack_checkpoints
 from campaign.frames import LAYOUT
 from campaign.pipeline import survey
 from campaign.stages.trained import WEIGHTS
@@ -48,6 +55,20 @@ validate:
   - {method: stability, ensemble: nvt, temperature: 80, time: 3, timestep: 0.004}
   - {method: rdf, cutoff: 5.0, threshold: 5.0}
 """
+#: Sampling alone, two chains of it.
+SAMPLING = """
+campaign: kill
+seed: 3
+system:
+  structure: {{prototype: fcc, elements: [Ni], a: 3.52, supercell: [2, 2, 2]}}
+  potential: {{lammps: potentials/ni.lmp}}
+sample:
+  - {{{keys}, walkers: {walkers}, walkers_per_task: {each}, ranks: {ranks}, steps: {steps}, every: 25, segment: 80}}
+"""
+KEYS = {
+    "npt": "method: npt, temperature: [1500, 2500]",
+    "momt": "method: momt, temperature: 2000, temperatures: [900, 3500], window: [-4.75, -4.05]",
+}
 POTENTIAL = """# elements: Ar
 pair_style lj/cut 8.5
 pair_coeff 1 1 0.010325 3.405
@@ -57,6 +78,8 @@ pair_coeff 1 1 0.010325 3.405
 def start(folder: Path, root: str, log: Path) -> subprocess.Popen[bytes]:
     """Start (or continue) the campaign as a user would, in a process group of its own."""
     command = [sys.executable, "-m", "campaign.cli", "run", str(folder / "kill.yaml"), "--root", str(folder / root)]
+    if (folder / "site.yaml").exists():
+        command += ["--site", str(folder / "site.yaml")]
     with log.open("ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
@@ -84,8 +107,12 @@ def family(run: Path) -> list[psutil.Process]:
 
 
 def kill(process: subprocess.Popen[bytes], run: Path, how: str, rng: random.Random) -> str:
-    """Kill the driver, one of its workers, or everything; return what was killed."""
+    """Kill the driver, one of its workers, one MPI rank, or everything; return what was killed."""
     children = family(run)
+    ranks = [p for p in children if _is_rank(_command(p))]
+    if how == "rank" and ranks:
+        rng.choice(ranks).kill()
+        return "rank"
     workers = [p for p in children if "spawn_main" in " ".join(_command(p))]
     if how == "worker" and workers:
         rng.choice(workers).kill()
@@ -101,6 +128,11 @@ def kill(process: subprocess.Popen[bytes], run: Path, how: str, rng: random.Rand
     return "driver" if how == "driver" else "group"
 
 
+def _is_rank(words: list[str]) -> bool:
+    """Tell whether a process is an MPI rank of a segment, and not the launcher or what started that."""
+    return words[1:3] == ["-m", "campaign.engines.lammps_mpi"]
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -108,24 +140,27 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def aims(reference: Path, kills: int, rng: random.Random) -> list[tuple[int, str, float]]:
-    """Return (line of the ledger, stage, most seconds after it) to kill at: stages in turn, a random task of each."""
+def aims(reference: Path, kills: int, rng: random.Random, longest: float) -> list[tuple[int, str, float]]:
+    """Return (line of the ledger, stage, most seconds after it) to kill at: stages in turn, a random task of each.
+
+    ``longest`` bounds those seconds: long enough to come to the middle of a task.
+    """
     records = read_ledger(reference / "ledger.jsonl")
     stages = list(dict.fromkeys(r["stage"] for r in records))
     found = []
     for k in range(kills):
         line = rng.choice([n for n, r in enumerate(records) if r["stage"] == stages[k % len(stages)]])
-        found.append((line, records[line]["stage"], min(records[line]["seconds"], 0.7) + 0.3))
+        found.append((line, records[line]["stage"], min(records[line]["seconds"], longest) + 0.3))
     return sorted(found)
 
 
 def disturbed(
-    folder: Path, root: str, places: list[tuple[int, str, float]], rng: random.Random
+    folder: Path, root: str, places: list[tuple[int, str, float]], rng: random.Random, kinds: tuple[str, ...]
 ) -> tuple[Counter[str], Counter[str]]:
     """Run the campaign to its end, killing it at each of these places that it reaches; return (how, where)."""
     run = folder / root / "kill"
     kills = len(places)
-    modes = [("driver", "worker", "group")[k % 3] for k in range(kills)]
+    modes = [kinds[k % len(kinds)] for k in range(kills)]
     rng.shuffle(modes)
     how: Counter[str] = Counter()
     where: Counter[str] = Counter()
@@ -157,7 +192,7 @@ def differences(one: Path, other: Path) -> dict[str, int]:
     """Return how many frames, labels, picks and weights of two runs are not bitwise the same."""
     (a, _), (b, _) = survey(one), survey(other)
     stores = [Store(one / "run.zarr"), Store(other / "run.zarr")]
-    found = {"lost": 0, "duplicated": 0, "frames": 0, "selection": 0, "labels": 0, "models": 0}
+    found = {"lost": 0, "duplicated": 0, "frames": 0, "checkpoints": 0, "selection": 0, "labels": 0, "models": 0}
     pools = []
     for flow, store in zip((a, b), stores, strict=True):
         frames: dict[str, bytes] = {}
@@ -168,6 +203,8 @@ def differences(one: Path, other: Path) -> dict[str, int]:
         pools.append(frames)
     found["lost"] = len(pools[0].keys() ^ pools[1].keys())
     found["frames"] = sum(pools[0][k] != pools[1][k] for k in pools[0].keys() & pools[1].keys())
+    ready = [{s.task.id for s in flow.board.shards if s.state == "ready"} for flow in (a, b)]
+    found["checkpoints"] = sum(_left(stores[0], task) != _left(stores[1], task) for task in ready[0] & ready[1])
     for name in a.board.sets:
         found["selection"] += a.board.sets[name].chosen != b.board.sets[name].chosen
     found["labels"] = _labels(a.board.labels, b.board.labels, stores)
@@ -186,6 +223,14 @@ def _labels(one: dict[str, str | None], other: dict[str, str | None], stores: li
     return wrong
 
 
+def _left(store: Store, task: str) -> dict[str, bytes]:
+    """Return what a segment left to the next, of each of its walkers: the LAMMPS restart, and the bias of MOMT."""
+    found = {}
+    for number, (restart, extra) in unpack_checkpoints(store.checkpoint(task)["restart"]).items():
+        found |= {f"{number}/{name}": a.tobytes() for name, a in extra.items()} | {f"{number}/restart": restart}
+    return found
+
+
 def _weights(store: Store, task: str) -> dict[str, bytes]:
     return {k: v.tobytes() for k, v in store.arrays("train", task).items() if k.startswith(WEIGHTS)}
 
@@ -196,19 +241,38 @@ def redone(run: Path) -> int:
     return sum(n - 1 for n in done.values())
 
 
+def write(folder: Path, options: argparse.Namespace) -> None:
+    """Write the campaign, its potential and, where it needs cores for MPI ranks, its site."""
+    each, ranks = options.walkers_per_task, options.ranks
+    if (options.method, each, ranks) == ("npt", 1, 1):
+        (folder / "kill.yaml").write_text(CAMPAIGN.replace("24000", "12000") if options.quick else CAMPAIGN)
+        (folder / "argon.lmp").write_text(POTENTIAL)
+        return
+    shutil.copytree(TEMPLATES / "potentials", folder / "potentials")
+    steps = 8000 if options.quick else 40000
+    text = SAMPLING.format(keys=KEYS[options.method], walkers=2 * each, each=each, ranks=ranks, steps=steps)
+    (folder / "kill.yaml").write_text(text)
+    if each * ranks > 1:
+        (folder / "site.yaml").write_text(SITE.format(workers=1, cores=each * ranks))
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="three kills")
+    parser.add_argument("--method", choices=sorted(KEYS), default="npt", help="of sampling")
+    parser.add_argument("--ranks", type=int, default=1, help="MPI ranks of each walker")
+    parser.add_argument("--walkers-per-task", type=int, default=1, help="walkers of each MPI job")
     parser.add_argument("--keep", action="store_true", help="keep the two run directories")
     options = parser.parse_args()
     kills = 3 if options.quick else options.kills
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(tempfile.mkdtemp(prefix="campaign-kill-"))
-    (folder / "kill.yaml").write_text(CAMPAIGN.replace("24000", "12000") if options.quick else CAMPAIGN)
-    (folder / "argon.lmp").write_text(POTENTIAL)
+    write(folder, options)
+    mpi = options.ranks * options.walkers_per_task > 1
+    kinds = ("driver", "worker", "group", "rank") if mpi else ("driver", "worker", "group")
     began = time.time()
     if start(folder, "whole", folder / "whole.log").wait() != 0:
         raise SystemExit((folder / "whole.log").read_text()[-3000:])
@@ -224,25 +288,29 @@ def main() -> None:
     while landed < kills and runs < kills:  # a run that ends before every kill was made is followed by another
         root = f"killed-{runs}"
         runs += 1
-        more = disturbed(folder, root, aims(reference, kills - landed, rng), rng)
+        more = disturbed(folder, root, aims(reference, kills - landed, rng, 3.0 if mpi else 0.7), rng, kinds)
         how += more[0]
         where += more[1]
         found.update(differences(reference, folder / root / "kill"))
         found["redone"] += redone(folder / root / "kill")
-        landed = sum(how[k] for k in ("driver", "worker", "group"))
+        landed = sum(how[k] for k in kinds)
     seconds = time.time() - began
+    frames = runs * sum(s.frames for s in survey(reference)[0].board.shards if s.state == "ready")
     rows = [
+        ("sampling", f"{options.method}, {options.walkers_per_task} walkers a task, {options.ranks} ranks a walker"),
         ("tasks", expected),
         ("campaigns killed on the way", runs),
         ("kills", ", ".join(f"{n} {k}" for k, n in sorted(how.items()))),
         ("aimed at a task of", ", ".join(f"{n} {k}" for k, n in where.items())),
         ("seconds, undisturbed / killed", f"{whole:.0f} / {seconds:.0f}"),
         ("frames lost / duplicated", f"{found['lost']} / {found['duplicated']}"),
+        ("frames compared, every column", frames),
         ("frames / labels / models that differ", f"{found['frames']} / {found['labels']} / {found['models']}"),
+        ("checkpoints that differ (restart and bias)", found["checkpoints"]),
         ("sets whose selection differs", found["selection"]),
         ("finished tasks redone", found["redone"]),
     ]
-    figures = {**found, "kills": landed, "tasks": expected}
+    figures = {**found, "kills": landed, "tasks": expected, "frames compared": frames}
     asked = {**dict.fromkeys(found, 0), "kills": kills}
     if not options.keep:
         shutil.rmtree(folder, ignore_errors=True)

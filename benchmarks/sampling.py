@@ -44,8 +44,8 @@ from campaign.science.momt import BOLTZMANN
 
 SECTIONS = ("rate", "nacl", "grid")
 
-#: MD steps between frames.
-EVERY = 50
+#: MD steps between frames; the share of a point of the grid that is left out of its means.
+EVERY, EARLY = 50, 0.25
 
 #: Molten NaCl: K; steps between LAMMPS's lines; how it is melted and settled (K, ps).
 MOLTEN, THERMO, MELT = 1400.0, 10, ((2500.0, 6.0), (1400.0, 10.0))
@@ -77,7 +77,7 @@ class Sizes:
     rounds: int = 3
     nacl: int = 50_000
     cells: int = 3
-    melt: float = 1.0  # share of the preparation of NaCl
+    melt: float = 1.0  # share of NaCl's preparation that is done
     grid: int = 1_000
 
 
@@ -146,7 +146,7 @@ def nacl(sizes: Sizes, table: Table) -> None:
     run = run_campaign(file, workers=2)
     series = run.series()
     ours = joined([mean_of(series["volume"][series["walker"] == w]) for w in (0, 1)])
-    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (sizes.cells,) * 3
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * ((sizes.cells,) * 3)
     plain = Plain(TEMPLATES / "potentials" / "nacl_bmhtf.lmp", atoms, MOLTEN, sizes.nacl, melt, THERMO)
     seconds, volumes, wall = pair(sizes.folder / "nacl-lmp", [replace(plain, seed=seed) for seed in (11, 12)])
     theirs = joined([mean_of(v) for v in volumes])
@@ -160,10 +160,15 @@ def nacl(sizes: Sizes, table: Table) -> None:
 
 def grid(sizes: Sizes, table: Table) -> None:
     """Run the grid of volumes and temperatures, and print what comes of each volume."""
-    run = run_campaign(sampling_of("nacl-nvt-grid", sizes.folder, sizes.grid), workers=2)
+    file = sampling_of("nacl-nvt-grid", sizes.folder, sizes.grid)
+    if sizes.melt < 1.0:
+        file.write_text(file.read_text().replace("time: 6", f"time: {6 * sizes.melt:g}"))
+    run = run_campaign(file, workers=2)
     first = next(run.frames())
     atoms, mass = first.n_atoms, float(atomic_masses[first.numbers[0]].sum())
     series = run.series()
+    late = series["step"] > series["step"].max() * EARLY  # it starts at the melt's temperature
+    series = {name: array[late] for name, array in series.items()}
     volumes = series["volume"]
     pressure = -series["trace"] / 3 + atoms * BOLTZMANN * series["temperature"] / volumes  # the virial's, and k T's
     for volume in np.unique(volumes.round(3)):
@@ -211,7 +216,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(folder.resolve())
     if options.quick:
-        sizes = replace(sizes, steps=5_000, segment=50, rounds=1, nacl=1_000, cells=2, melt=0.05, grid=100)
+        sizes = replace(sizes, steps=5_000, segment=50, rounds=1, nacl=1_000, cells=2, melt=0.02, grid=200)
     given = {k: getattr(options, k) for k in ("steps", "segment", "rounds", "nacl", "grid")}
     sizes = replace(sizes, **{k: v for k, v in given.items() if v is not None})
     table = Table([], {})

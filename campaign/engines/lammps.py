@@ -51,7 +51,7 @@ class External(Protocol):
         """Raise what went wrong in a callback; called after every LAMMPS command."""
 
     def forces(self) -> Array:
-        """Return the added forces of the present step, (natoms, 3) eV/Å in the order of the atoms, of all ranks."""
+        """Return the added forces of the present step on this rank's atoms, as they lie in LAMMPS: (local, 3) eV/Å."""
 
     def columns(self) -> dict[str, float]:
         """Return what a frame keeps beside the physics: ``order``, ``bias``, ``weight``, ``scale`` (``Frames``)."""
@@ -242,9 +242,8 @@ class Lammps:
         """
         if self._view is None:
             self._view = _View(self.library, self.comm if self.ranks > 1 else None, self._energies)
-        found = self._view.read()
+        found = self._view.read(None if self._external is None else self._external.forces())
         if self._external is not None:
-            found["forces"] -= self._external.forces()
             found |= {name: np.array(value) for name, value in self._external.columns().items()}
         return found
 
@@ -278,10 +277,10 @@ class _View:
         self._n = library.get_natoms()
         # functions of our own: the wheel changes the result types of its functions at every call
         text, pointer, number = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int
-        self._extract_atom = _function(library, "lammps_extract_atom", pointer, pointer, text)
-        self._extract_global = _function(library, "lammps_extract_global", pointer, pointer, text)
-        self._extract_compute = _function(library, "lammps_extract_compute", pointer, pointer, text, number, number)
-        self._setting = _function(library, "lammps_extract_setting", number, pointer, text)
+        self._extract_atom = c_function(library, "lammps_extract_atom", pointer, pointer, text)
+        self._extract_global = c_function(library, "lammps_extract_global", pointer, pointer, text)
+        self._extract_compute = c_function(library, "lammps_extract_compute", pointer, pointer, text, number, number)
+        self._setting = c_function(library, "lammps_extract_setting", number, pointer, text)
         self._low, self._high = (self._box(name, 3) for name in (b"boxlo", b"boxhi"))
         self._tilt = [self._box(name, 1) for name in (b"xy", b"xz", b"yz")]
 
@@ -300,7 +299,8 @@ class _View:
         rows = ctypes.c_void_p.from_address(self._extract_atom(self._handle, name)).value
         return np.asarray(_doubles(rows, 3 * count).reshape(count, 3))
 
-    def read(self) -> dict[str, Array]:
+    def read(self, added: Array | None) -> dict[str, Array]:
+        """Return the frame, without the forces ``added`` to those of this rank's atoms."""
         local = self._setting(self._handle, b"nlocal")
         # by tag; the rows of other ranks' atoms are zeros, and theirs to fill
         rows = np.zeros((self._n, 7 if self._energies else 6))
@@ -309,7 +309,8 @@ class _View:
             tags = (self._tag * local).from_address(self._extract_atom(self._handle, b"id"))
             place = np.frombuffer(tags, dtype=np.dtype(self._tag)) - 1
             rows[place, :3] = self._vectors(b"x", local)
-            rows[place, 3:6] = self._vectors(b"f", local)
+            forces = self._vectors(b"f", local)
+            rows[place, 3:6] = forces if added is None else forces - added[:local]
             if energies is not None:
                 rows[place, 6] = energies
         if self._comm is not None:
@@ -332,7 +333,8 @@ class _View:
         return found
 
 
-def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+def c_function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """Return a function of LAMMPS's C library, with result and argument types of its own."""
     address = ctypes.cast(getattr(library.lib, name), ctypes.c_void_p).value
     assert address is not None
     return ctypes.CFUNCTYPE(result, *arguments)(address)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from campaign.engines.lammps import c_function
 from campaign.errors import CampaignError, EngineError, Unphysical
 from campaign.science import momt
 from campaign.science.momt import Ensemble, Order
@@ -52,7 +53,7 @@ class BiasState:
     visits : (bins in h, bins in Q) int64
         How often this walker was seen in each bin, looked at whenever it deposits.
     total : (bins in h, bins in Q)
-        The bias less what it has grown by (``momt.offset``), summed over frames since the deposits become smaller: its
+        The bias less what it has grown by (``momt.take_in``), summed over frames since the deposits become smaller: its
         mean is what frames are best weighted with (``momt.reweighted``).
     counts : (5,) int64
         Deposits of this job, those of other jobs, this walker's present phase, how often it changed, and the frames in
@@ -151,7 +152,6 @@ class Momt:
         n, bins = ensemble.atoms, ensemble.learning.bins
         self.par = ensemble.parameters()
         self.grid = state.own + state.others
-        self._offset = momt.offset(self.grid, self.par[momt.HEIGHT])
         self.now = np.full(8, np.nan)
         none = np.zeros((0, 3), "int64")
         self.base, self.signs = (order.base, order.signs) if order is not None else (np.ones(3, "int64"), none)
@@ -162,6 +162,7 @@ class Momt:
         self.weights = np.zeros((2, 2, 4))
         self.log = np.zeros((LOG, 3))
         self.integers = np.zeros(10, "int64")
+        self._offset = momt.take_in(self.log[:0], state.own, state.others, self.grid, self.par, self.lines)
         walkers = self._exchange.size if self._exchange is not None else 1
         self.integers[[COUNT, SHARE, LEARN, FAILED]] = state.counts[:2].sum(), walkers, learn, -1
         self.integers[[PHASE, CHANGES]] = state.counts[2:4]
@@ -172,6 +173,9 @@ class Momt:
         """Define the fix, before any integrator. It adds nothing until ``begin``."""
         self._lammps = lammps
         self._lmp = lammps.library
+        self._added = c_function(
+            self._lmp, "lammps_fix_external_get_force", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
+        )
         lammps.command(f"fix {FIX} all external pf/callback 1 1")
         lammps.command(f"fix_modify {FIX} virial yes energy yes")
         self._lmp.set_fix_external_callback(FIX, lambda *_: None)  # the preparation runs without the bias
@@ -187,9 +191,10 @@ class Momt:
         from campaign.engines.momt_callback import callback
 
         self._table = _table(self)
-        address = ctypes.cast(self._lmp.lib.lammps_set_fix_external_callback, ctypes.c_void_p).value or 0
-        hand_over = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
-        hand_over(address)(self._lmp.lmp, FIX.encode(), callback.address, self._table[0].ctypes.data)
+        pointer = ctypes.c_void_p
+        name = "lammps_set_fix_external_callback"
+        hand_over = c_function(self._lmp, name, None, pointer, ctypes.c_char_p, pointer, pointer)
+        hand_over(self._lmp.lmp, FIX.encode(), callback.address, self._table[0].ctypes.data)
 
     def check(self) -> None:
         """Raise what went wrong in the callback.
@@ -208,14 +213,12 @@ class Momt:
             raise Unphysical(f"The enthalpy is not finite, or atoms were lost, at step {step} of the segment.")
 
     def forces(self) -> Array:
-        """Return the added forces (a, 3) in the order of the atoms, of all ranks, eV/Å."""
-        local = np.asarray(self._lmp.numpy.fix_external_get_force(FIX))
-        tags = np.asarray(self._lmp.numpy.extract_atom("id"))[: self._lmp.extract_setting("nlocal")]
-        found = np.zeros((self.ensemble.atoms, 3))
-        found[tags - 1] = local[: len(tags)]
-        if self._comm is not None:
-            self._comm.Allreduce(_in_place(), found)
-        return found
+        """Return the added forces on this rank's atoms, as they lie in LAMMPS: (local, 3) eV/Å."""
+        local = self._lmp.extract_setting("nlocal")
+        rows = ctypes.c_void_p.from_address(self._added(self._lmp.lmp, FIX.encode())).value
+        if not local or rows is None:
+            return np.zeros((0, 3))
+        return np.frombuffer((ctypes.c_double * (3 * local)).from_address(rows)).reshape(local, 3)
 
     def columns(self) -> dict[str, float]:
         """Return Q, S less what it has grown by, the log weight at T0 and lambda of the present step."""
@@ -235,14 +238,13 @@ class Momt:
         count = int(self.integers[LOGGED])
         mine = self.log[:count].copy()
         self.integers[LOGGED] = 0
-        every = [mine] if self._exchange is None else self._exchange.allgather(mine)
-        for line in np.concatenate(every):
-            momt.deposit(self.state.own, line[0], line[1], line[2], self.par[momt.WIDTH], self.lines)
-        self.state.counts[0] += sum(len(e) for e in every)
-        self.state.counts[2:4] = self.integers[[PHASE, CHANGES]]
-        self.integers[COUNT] = self.state.counts[:2].sum()
-        np.add(self.state.own, self.state.others, out=self.grid)
-        self._offset = momt.offset(self.grid, self.par[momt.HEIGHT])
+        if self._exchange is not None:
+            mine = np.concatenate(self._exchange.allgather(mine))
+        state = self.state
+        self._offset = momt.take_in(mine, state.own, state.others, self.grid, self.par, self.lines)
+        state.counts[0] += len(mine)
+        state.counts[2:4] = self.integers[[PHASE, CHANGES]]
+        self.integers[COUNT] = state.counts[0] + state.counts[1]
         if self.integers[COUNT] > self.par[momt.HOLD]:
             self.state.total += self.grid - self._offset
             self.state.counts[4] += 1
@@ -374,12 +376,11 @@ def _learn(
 def _table(walker: Momt) -> list[Any]:
     """Return the table of addresses, and everything in it that must stay alive."""
     lmp = walker._lmp
-    lib = lmp.lib
 
     def function(name: str) -> int:
-        return ctypes.cast(getattr(lib, name), ctypes.c_void_p).value or 0
+        return ctypes.cast(getattr(lmp.lib, name), ctypes.c_void_p).value or 0
 
-    extract = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(function("lammps_extract_global"))
+    extract = c_function(lmp, "lammps_extract_global", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 
     def where(name: str) -> int:
         return int(extract(lmp.lmp, name.encode()))

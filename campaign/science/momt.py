@@ -310,21 +310,38 @@ def height_of(count: float, p: Array) -> float:
     return float(p[HEIGHT] if count < p[HOLD] else min(p[HEIGHT], p[RATE] / (count + 1.0)))
 
 
-def offset(grid: Array, height: float) -> float:
-    """Return by how much the bias has grown as a whole: its mean where it was laid down.
+@compiled
+def take_in(deposits: Array, own: Array, others: Array, grid: Array, p: Array, lines: Array) -> float:
+    """Add deposits to a bias, and return by how much the bias has grown as a whole: its mean where it was laid down.
 
     While it is learned, B rises everywhere; frames of different times can be weighted against each other only by what
-    is left when that is taken off.
+    is left when that is taken off. Nodes lower than the first deposits were not visited.
 
     Parameters
     ----------
-    grid
-        Coefficients.
-    height
-        Of the first deposits: nodes lower than that were not visited.
+    deposits : (n, 3)
+        Place in h and in Q, in cells, and height.
+    own : (bins in h, bins in Q)
+        What they are added to.
+    others : (bins in h, bins in Q)
+        What others laid down.
+    grid : (bins in h, bins in Q)
+        Becomes the sum of both.
+    p
+        ``Ensemble.parameters()``.
+    lines
+        Scratch, as of ``deposit``.
     """
-    seen = grid[grid > height]
-    return float(seen.mean()) if len(seen) else 0.0
+    for k in range(deposits.shape[0]):
+        deposit(own, deposits[k, 0], deposits[k, 1], deposits[k, 2], p[WIDTH], lines)
+    total, seen = 0.0, 0
+    for i in range(grid.shape[0]):
+        for j in range(grid.shape[1]):
+            grid[i, j] = own[i, j] + others[i, j]
+            if grid[i, j] > p[HEIGHT]:
+                total += grid[i, j]
+                seen += 1
+    return total / seen if seen else 0.0
 
 
 # -- the order parameter ----------------------------------------------------------------------------------------------

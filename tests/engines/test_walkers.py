@@ -188,7 +188,8 @@ class Spring:
         order = np.argsort(tag)
         self.home = x[order].copy() if self.home is None else self.home
         self.added = -self.strength * (x[order] - self.home) + 0.01 * self.strength
-        f[order] = self.added
+        self.added = self.added[np.argsort(order)]  # as the atoms lie in LAMMPS
+        f[:] = self.added
         self.lmp.fix_external_set_energy_global("spring", 123.0)
         self.lmp.fix_external_set_virial_global("spring", [50.0] * 6)
         self.steps += 1
