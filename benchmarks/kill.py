@@ -63,8 +63,11 @@ system:
   structure: {{prototype: fcc, elements: [Ni], a: 3.52, supercell: [2, 2, 2]}}
   potential: {{lammps: potentials/ni.lmp}}
 sample:
-  - {{{keys}, walkers: {walkers}, walkers_per_task: {each}, ranks: {ranks}, steps: {steps}, every: 25, segment: 80}}
+  - {{{keys}, walkers: {walkers}, walkers_per_task: {each}, ranks: {ranks}, steps: {steps}, every: 25, segment: {segment}}}
 """
+#: How often a kill waits until a worker is at a task; without, those that follow another one meet a driver that starts.
+AT_WORK = 0.8
+
 KEYS = {
     "npt": "method: npt, temperature: [1500, 2500]",
     "momt": "method: momt, temperature: 2000, temperatures: [900, 3500], window: [-4.75, -4.05]",
@@ -104,6 +107,17 @@ def family(run: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def at_work(run: Path, process: subprocess.Popen[bytes], rank: bool) -> bool:
+    """Tell whether a worker of this very driver is at a task; with ``rank``, whether MPI ranks of it run."""
+    try:
+        if json.loads((run / "driver.lock").read_text())["pid"] != process.pid:
+            return False
+        marks = {path.name.split()[-1] for path in (run / "logs" / "workers").iterdir()}
+    except (OSError, ValueError, KeyError):
+        return False
+    return any(_is_rank(_command(p)) if rank else str(p.pid) in marks for p in family(run))
 
 
 def kill(process: subprocess.Popen[bytes], run: Path, how: str, rng: random.Random) -> str:
@@ -167,6 +181,9 @@ def disturbed(
     process = start(folder, root, folder / "killed.log")
     for (line, stage, most), mode in zip(places, modes, strict=True):
         while lines(run) < line and process.poll() is None:
+            time.sleep(0.02)
+        limit = time.time() + (30.0 if rng.random() < AT_WORK else 0.0)
+        while time.time() < limit and process.poll() is None and not at_work(run, process, mode == "rank"):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, most))
         if process.poll() is not None:
@@ -249,8 +266,11 @@ def write(folder: Path, options: argparse.Namespace) -> None:
         (folder / "argon.lmp").write_text(POTENTIAL)
         return
     shutil.copytree(TEMPLATES / "potentials", folder / "potentials")
-    steps = 8000 if options.quick else 40000
-    text = SAMPLING.format(keys=KEYS[options.method], walkers=2 * each, each=each, ranks=ranks, steps=steps)
+    segment = 80 if each * ranks == 1 else 320  # launching MPI ranks takes longer than the short one
+    steps = 25 * segment * ((4 if options.quick else 20) if each * ranks == 1 else (2 if options.quick else 10))
+    text = SAMPLING.format(
+        keys=KEYS[options.method], walkers=2 * each, each=each, ranks=ranks, steps=steps, segment=segment
+    )
     (folder / "kill.yaml").write_text(text)
     if each * ranks > 1:
         (folder / "site.yaml").write_text(SITE.format(workers=1, cores=each * ranks))
@@ -261,18 +281,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="three kills")
+    parser.add_argument("--quick", action="store_true", help="one kill of each kind")
     parser.add_argument("--method", choices=sorted(KEYS), default="npt", help="of sampling")
     parser.add_argument("--ranks", type=int, default=1, help="MPI ranks of each walker")
     parser.add_argument("--walkers-per-task", type=int, default=1, help="walkers of each MPI job")
     parser.add_argument("--keep", action="store_true", help="keep the two run directories")
     options = parser.parse_args()
-    kills = 3 if options.quick else options.kills
+    mpi = options.ranks * options.walkers_per_task > 1
+    kinds = ("driver", "worker", "group", "rank") if mpi else ("driver", "worker", "group")
+    kills = len(kinds) if options.quick else options.kills
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(tempfile.mkdtemp(prefix="campaign-kill-"))
     write(folder, options)
-    mpi = options.ranks * options.walkers_per_task > 1
-    kinds = ("driver", "worker", "group", "rank") if mpi else ("driver", "worker", "group")
     began = time.time()
     if start(folder, "whole", folder / "whole.log").wait() != 0:
         raise SystemExit((folder / "whole.log").read_text()[-3000:])

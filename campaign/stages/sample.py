@@ -171,7 +171,8 @@ def _chains(campaign: Campaign, digests: dict[str, str], entry: int) -> tuple[li
                 params.pop("prepare", None)
             inputs = [chains[c][-1][0].id] if k else [task.id for task in before]
             if shared and k >= sample_momt.LAG:
-                inputs += [chain[k - sample_momt.LAG][0].id for d, chain in enumerate(chains) if d != c]
+                family = range(c - c % sample_momt.FAMILY, len(chains))[: sample_momt.FAMILY]
+                inputs += [chains[d][k - sample_momt.LAG][0].id for d in family if d != c]
             first, count = common["walker"][1], common.get("walkers", 1)
             who = f"walker {first}" if count == 1 else f"walkers {first}-{first + count - 1}"
             task = Task("sample", f"{name}/{who}/segment {k}", params, tuple(inputs), VERSION, priority=5, extra=extra)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 #: A chain takes in the deposits of others as of this many segments before.
 LAG = 2
 
+#: So many chains share a bias; the next ones share another. (All with all would make a segment's inputs as many as the
+#: chains.) A chain may have many walkers in it.
+FAMILY = 32
+
 #: Time to settle at an end of the window, time to average there (ps), and how much hotter than the hot end the crystal
 #: is melted.
 SETTLE, AVERAGE, MELT = 4.0, 16.0, 1.3

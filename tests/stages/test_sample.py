@@ -221,3 +221,10 @@ def test_the_order_parameter_is_the_prototypes_own_or_fits_the_cell():
     learning = learning_of(given, 32, ordered=True)
     assert (learning.every, learning.bins, learning.height, learning.hold, learning.width) == (5, (7, 9), 0.2, 0, 1.5)
     assert learning_of(given, 32, ordered=False).bins == (7, 1)
+
+
+def test_many_chains_share_in_families(campaign):
+    stage = momt(campaign, window=[-0.1, -0.05], walkers=70)
+    third = [chain[2][0] for chain in stage.chains]
+    assert [len(t.inputs) for t in third] == [32] * 64 + [6] * 6
+    assert set(third[69].inputs[1:]) == {stage.chains[c][0][0].id for c in range(64, 69)}
