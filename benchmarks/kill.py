@@ -63,11 +63,9 @@ system:
   structure: {{prototype: fcc, elements: [Ni], a: 3.52, supercell: [2, 2, 2]}}
   potential: {{lammps: potentials/ni.lmp}}
 sample:
-  - {{{keys}, walkers: {walkers}, walkers_per_task: {each}, ranks: {ranks}, steps: {steps}, every: 25, segment: {segment}}}
+  - {{{keys}, walkers: {walkers}, walkers_per_task: {each}, ranks: {ranks},
+     steps: {steps}, every: 25, segment: {segment}}}
 """
-#: How often a kill waits until a worker is at a task; without, those that follow another one meet a driver that starts.
-AT_WORK = 0.8
-
 KEYS = {
     "npt": "method: npt, temperature: [1500, 2500]",
     "momt": "method: momt, temperature: 2000, temperatures: [900, 3500], window: [-4.75, -4.05]",
@@ -76,6 +74,9 @@ POTENTIAL = """# elements: Ar
 pair_style lj/cut 8.5
 pair_coeff 1 1 0.010325 3.405
 """
+
+#: How often a kill waits until a worker is at a task; without, those that follow another one meet a driver that starts.
+AT_WORK = 0.8
 
 
 def start(folder: Path, root: str, log: Path) -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,7 +114,13 @@ class Lammps:
         self.rank: int = comm.rank if comm is not None else 0
         self.ranks: int = comm.size if comm is not None else 1
         self.comm = comm
-        self.library = lammps.lammps(comm=comm, cmdargs=["-log", "none", "-screen", "none", "-nocite"])
+        # one OpenMP thread: LAMMPS takes OMP_NUM_THREADS and is many times slower on small cells with more of them
+        threads = _torch_threads()
+        options = ["-log", "none", "-screen", "none", "-nocite", "-pk", "omp", "1"]
+        self.library = lammps.lammps(comm=comm, cmdargs=options)
+        self._threads = threads
+        if model is not None:  # which needs its threads
+            _torch_threads(threads)
         self._lmp = self.library
         self._model = ModelForces(model, potential.elements) if model is not None else None
         self._external = external
@@ -129,6 +136,7 @@ class Lammps:
 
     def __exit__(self, *exc: object) -> None:
         self.library.close()
+        _torch_threads(self._threads)
 
     def command(self, text: str) -> None:
         """Run one LAMMPS command."""
@@ -261,6 +269,19 @@ class Lammps:
     def tail(self) -> float:
         """Return the part of the energy that no atom has, the long-range tail, times the volume: eV Å^3."""
         return float(self.library.get_thermo("etail")) * float(self.library.get_thermo("vol"))
+
+
+def _torch_threads(number: int = 0) -> int:
+    """Return how many threads torch has, 0 where it is not loaded; set them, where a number is given.
+
+    LAMMPS's setting reaches torch where both found the same OpenMP library.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_num_threads"):
+        return 0
+    if number and torch.get_num_threads() != number:
+        torch.set_num_threads(number)
+    return int(torch.get_num_threads())
 
 
 class _View:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -601,3 +602,17 @@ def test_a_checkpoint_that_cannot_be_written_is_the_machines_fault(monkeypatch):
 def test_without_a_launch_command_several_ranks_are_refused(tmp_path):
     with pytest.raises(MachineFault, match=r"add launch\.lammps to the site file"):
         run_job(one(LJ, segment(1), start()), Context(tmp_path), Task("sample", "x", {}))
+
+
+def test_lammps_runs_on_one_thread_and_leaves_torch_its_own():
+    """With the two threads of a worker, LAMMPS was ten times slower; its setting must not reach what trains next."""
+    code = (
+        "import torch; from campaign.engines.lammps import Lammps; from campaign.engines.lammps_potential import "
+        "PotentialLines; lmp = Lammps(PotentialLines(('Ar',), 'pair_style zero 3.0')); "
+        "threads = lmp.library.extract_setting('nthreads'); lmp.__exit__(); "
+        "found = (threads, torch.get_num_threads()); raise SystemExit(0 if found == (1, 2) else str(found))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
