@@ -30,6 +30,7 @@ from runs import (
     Array,
     Plain,
     Run,
+    Table,
     end_plain,
     enthalpy,
     joined,
@@ -81,21 +82,6 @@ class Sizes:
     melt: float = 4.0  # ps
     rounds: int = 30
     frames: int = 40  # of a piece in cost
-
-
-@dataclass
-class Table:
-    """What was found: lines for people, figures by name."""
-
-    rows: list[dict[str, Any]]
-    figures: dict[str, float]
-
-    def add(self, what: str, value: float, text: str = "") -> None:
-        """Add a figure, and a line that shows it."""
-        if np.isfinite(value):
-            self.figures[what] = float(value)
-        self.rows.append({"what": what, "figure": text or f"{value:.4g}"})
-        say(f"{what}: {self.rows[-1]['figure']}")
 
 
 def crystal(atoms: int) -> tuple[Any, Order]:
@@ -445,7 +431,7 @@ def main() -> None:
     commands = parser(__doc__)
     commands.formatter_class = argparse.RawDescriptionHelpFormatter
     commands.description = __doc__
-    commands.add_argument("sections", nargs="*", choices=SECTIONS, help="which; default all", metavar="SECTION")
+    commands.add_argument("sections", nargs="*", help=f"which of {', '.join(SECTIONS)}; default all", metavar="SECTION")
     commands.add_argument("--folder", type=Path, help="where the runs are kept; default a temporary folder")
     commands.add_argument("--steps", type=int, help="MD steps of learn, thermo and metals (1,000,000)")
     commands.add_argument("--plain", type=int, help="MD steps of lmp in learn (100,000)")
@@ -456,6 +442,8 @@ def main() -> None:
     commands.add_argument("--reference", type=int, help="MD steps of plain NPT in thermo (200,000)")
     commands.add_argument("--rounds", type=int, help="of cost (30)")
     options = commands.parse_args()
+    if set(options.sections) - set(SECTIONS):
+        commands.error(f"the sections are {', '.join(SECTIONS)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = options.folder or Path(tempfile.mkdtemp(prefix="campaign-momt-"))
     folder.mkdir(parents=True, exist_ok=True)

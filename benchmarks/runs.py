@@ -54,6 +54,21 @@ def say(text: str) -> None:
     print(f"# {text}", file=sys.stderr, flush=True)
 
 
+@dataclass
+class Table:
+    """What was found: lines for people, figures by name."""
+
+    rows: list[dict[str, Any]]
+    figures: dict[str, float]
+
+    def add(self, what: str, value: float, text: str = "") -> None:
+        """Add a figure, and a line that shows it."""
+        if np.isfinite(value):
+            self.figures[what] = float(value)
+        self.rows.append({"what": what, "figure": text or f"{value:.4g}"})
+        say(f"{what}: {self.rows[-1]['figure']}")
+
+
 # -- campaigns --------------------------------------------------------------------------------------------------------
 
 

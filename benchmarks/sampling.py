@@ -28,6 +28,7 @@ from common import parser, report
 from runs import (
     TEMPLATES,
     Plain,
+    Table,
     end_plain,
     joined,
     mean_of,
@@ -79,20 +80,6 @@ class Sizes:
     cells: int = 3
     melt: float = 1.0  # share of NaCl's preparation that is done
     grid: int = 1_000
-
-
-@dataclass
-class Table:
-    """What was found: lines for people, figures by name."""
-
-    rows: list[dict[str, Any]]
-    figures: dict[str, float]
-
-    def add(self, what: str, value: float, text: str = "") -> None:
-        """Add a figure, and a line that shows it."""
-        self.figures[what] = float(value)
-        self.rows.append({"what": what, "figure": text or f"{value:.4g}"})
-        say(f"{what}: {self.rows[-1]['figure']}")
 
 
 def pair(folder: Path, runs: list[Plain]) -> tuple[list[float], list[Any], float]:
@@ -203,7 +190,7 @@ def main() -> None:
     commands = parser(__doc__)
     commands.formatter_class = argparse.RawDescriptionHelpFormatter
     commands.description = __doc__
-    commands.add_argument("sections", nargs="*", choices=SECTIONS, help="which; default all", metavar="SECTION")
+    commands.add_argument("sections", nargs="*", help=f"which of {', '.join(SECTIONS)}; default all", metavar="SECTION")
     commands.add_argument("--folder", type=Path, help="where the runs are kept; default a temporary folder")
     commands.add_argument("--steps", type=int, help="MD steps of each walker in rate (200,000)")
     commands.add_argument("--segment", type=int, help="frames of a segment in rate (250)")
@@ -211,6 +198,8 @@ def main() -> None:
     commands.add_argument("--nacl", type=int, help="MD steps of each walker in nacl (50,000)")
     commands.add_argument("--grid", type=int, help="MD steps at each point of the grid (1,000)")
     options = commands.parse_args()
+    if set(options.sections) - set(SECTIONS):
+        commands.error(f"the sections are {', '.join(SECTIONS)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = options.folder or Path(tempfile.mkdtemp(prefix="campaign-sampling-"))
     folder.mkdir(parents=True, exist_ok=True)

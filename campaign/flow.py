@@ -216,7 +216,9 @@ class Flow:
             self._lost_since.add(task.id)
             faults = self._machine_faults[task.id]
             if faults >= MACHINE_FAULTS:
-                self._hopeless = len(self._lost_since) > 1  # not this task alone: then no task is to blame
+                # not this task alone: then no task is to blame; or others would go on differently without it
+                depends = getattr(self._by_name[task.stage], "depends", lambda _: False)
+                self._hopeless = len(self._lost_since) > 1 or depends(task)
                 return self._hopeless
             heapq.heappush(self._later, (time.time() + min(60.0, 0.5 * 2**faults), next(self._count), task))
             return True
@@ -230,8 +232,8 @@ class Flow:
     def _check_failures(self, last: Record) -> None:
         if self._hopeless:
             raise TooManyFailures(
-                f"The machine lost {len(self._lost_since)} tasks, one of them {MACHINE_FAULTS} times, finished none "
-                f"meanwhile; the last cause: {last['cause']} Look into RUN/logs, mend the site file, and give the same "
+                f"The machine lost {len(self._lost_since)} tasks, one of them {MACHINE_FAULTS} times; "
+                f"the last cause: {last['cause']} Look into RUN/logs, mend the site file, and give the same "
                 "command again."
             )
         for stage in self.stages:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from campaign.config.fields import (
+    Bins,
     Composition,
     Count,
     Element,
@@ -224,13 +225,15 @@ class Learn(Model):
     """How MOMT learns its bias; what is left out follows from the number of atoms."""
 
     every: Count = Field(10, description="MD steps between two deposits")
-    bins: tuple[Count, Count] | None = Field(None, description="of the grid in enthalpy and order", examples=[[24, 20]])
+    bins: tuple[Bins, Bins] | None = Field(
+        None, description="of the grid in enthalpy and order, at least 2 each", examples=[[24, 20]]
+    )
     width: Positive | None = Field(None, description="standard deviation of a deposit, in bins")
     height: Positive | None = Field(None, description="of the first deposits, in k T")
     hold: NonNegativeInteger | None = Field(None, description="how many deposits have that height")
     rate: Positive | None = Field(None, description="the n-th deposit after those is rate / n high")
     until: Count | None = Field(
-        None, description="MD steps after which the bias stays as it is, for exact averages; default it learns on"
+        None, description="MD steps after which the bias stays as it is, for exact averages; default it never does"
     )
 
 
@@ -252,6 +255,7 @@ class MOMT(MolecularDynamics):
     shared: Switch = Field(True, description="whether the walkers learn one bias together")
     learn: Learn = Field(default_factory=Learn, description="how the bias is learned")
     every: Count = Field(50, description="steps between kept frames")
+    segment: Count = Field(500, description="frames in a segment, the unit of streaming and resume")
     barostat: Positive = Field(1.0, description="damping time, ps")
 
     @property

@@ -98,6 +98,7 @@ Switch = Annotated[bool, BeforeValidator(switch)]
 Integer = Annotated[int, BeforeValidator(integer)]
 NonNegativeInteger = Annotated[int, Field(ge=0), BeforeValidator(integer)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(integer)]
+Bins = Annotated[int, Field(ge=2, le=1000), BeforeValidator(integer)]
 Number = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(number)]
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(number)]
@@ -169,6 +170,20 @@ def _window(value: object) -> str | tuple[float, float]:
 
 #: The two ends of a window of enthalpies, or auto.
 Window = Annotated[Literal["auto"] | tuple[float, float], PlainValidator(_window), PlainSerializer(lambda v: v)]
+
+
+def _interval(value: object) -> tuple[float, float]:
+    remedy = "write the lower and the upper bound, such as [-4.0, -3.0]"
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise wrong("two bounds are needed", remedy)
+    low, high = (number(v) for v in value)
+    if low >= high:
+        raise wrong("the first bound must be the lower one", remedy)
+    return low, high
+
+
+#: A lower and an upper bound.
+Interval = Annotated[tuple[float, float], PlainValidator(_interval)]
 
 
 def _composition(value: object) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from campaign.config.campaign_file import MOMT, Learn
 from campaign.config.data_files import Fault, find, structure
 from campaign.config.physics import ATOMS, View, structure_numbers
 from campaign.config.yaml_lines import Problem
@@ -12,12 +13,16 @@ from campaign.config.yaml_lines import Problem
 #: Prototypes whose repeated cell is a cube where it is repeated alike along the three axes.
 CUBES = tuple(name for name in ATOMS if name != "hcp")
 
+#: Deposits that a walker may make between two frames.
+DEPOSITS = 4096
+
 
 def check_momt(view: View, folder: Path) -> Iterator[Problem]:
     """Yield what is wrong with the MOMT entries of a campaign file; ``folder`` is its own."""
     for i in range(len(view.items("sample"))):
         if view.text("sample", i, "method") == "momt":
             yield from _temperatures(view, i)
+            yield from _learn(view, i)
             yield from _order(view, i, folder)
 
 
@@ -37,6 +42,27 @@ def _temperatures(view: View, i: int) -> Iterator[Problem]:
         what = f"the thermostat must lie between the temperatures of the window ({low:g} to {high:g})"
         remedy = f"write one near melting, such as {(low + high) / 2:g}"
         yield view.problem(("sample", i, "temperature"), what, t0, remedy)
+
+
+def _learn(view: View, i: int) -> Iterator[Problem]:
+    every = view.number("sample", i, "every", default=MOMT.model_fields["every"].default)
+    segment = view.number("sample", i, "segment", default=MOMT.model_fields["segment"].default)
+    steps = view.number("sample", i, "steps")
+    place = ("sample", i, "learn", "until")
+    until = view.number(*place)
+    if until and every and segment and until % (every * segment):
+        piece = every * segment
+        what = f"the bias stops changing between two segments, which are {segment:g} frames of {every:g} steps"
+        yield view.problem(
+            place, what, until, f"write a multiple of {piece:g}, such as {max(1, until // piece) * piece:g}"
+        )
+    elif until and steps and until >= steps:
+        what = f"each walker makes {steps:g} steps, so the bias would never stay as it is"
+        yield view.problem(place, what, until, "write fewer, or leave it out")
+    deposits = view.number("sample", i, "learn", "every", default=Learn.model_fields["every"].default)
+    if every and deposits and every / deposits > DEPOSITS:
+        what = f"a walker makes at most {DEPOSITS} deposits between two frames, and these are {every / deposits:.0f}"
+        yield view.problem(("sample", i, "every"), what, every, f"write {deposits * DEPOSITS:g} or less")
 
 
 def _order(view: View, i: int, folder: Path) -> Iterator[Problem]:

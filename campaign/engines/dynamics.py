@@ -129,13 +129,13 @@ def run_segment(
     MachineFault
         No memory, or no space for the checkpoint.
     """
-    if model is None and external is None:
+    if model is None:
         try:
-            return _run(Lammps(potential, comm=comm, energies=True), segment, start, None)
-        except EngineError as error:
-            if not any(words in str(error) for words in NO_ENERGIES):
+            return _run(Lammps(potential, None, comm, external, energies=True), segment, start, external)
+        except EngineError as error:  # LAMMPS says so before the first step: nothing has happened yet
+            if error.frames is not None or not any(words in str(error) for words in NO_ENERGIES):
                 raise
-    return _run(Lammps(potential, model, comm, external, external is not None), segment, start, external)
+    return _run(Lammps(potential, model, comm, external), segment, start, external)
 
 
 def _run(

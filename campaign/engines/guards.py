@@ -91,14 +91,14 @@ class Guard:
         self._check_distances(frame, step)
 
     def _check_cell(self, cell: Array, step: int) -> None:
-        volume = float(cell[0, 0] * cell[1, 1] * cell[2, 2])
-        self._volume = self._volume or volume
-        if volume > RUNAWAY_VOLUME * self._volume:
-            raise Unphysical(
-                f"The cell grew from {self._volume:.0f} to {volume:.0f} Å^3 by step {step}: the system evaporated."
-            )
         now = _heights(cell)
         self._start = self._start or now
+        growth = math.prod(now) / math.prod(self._start)
+        if growth > RUNAWAY_VOLUME:
+            volume = float(cell[0, 0] * cell[1, 1] * cell[2, 2])
+            raise Unphysical(
+                f"The cell grew to {volume:.0f} Å^3 by step {step}, {growth:.1f} times the start: it evaporated."
+            )
         for height, before in zip(now, self._start, strict=True):
             if height < FLAT * before:
                 raise Unphysical(

@@ -27,16 +27,16 @@ Array = npt.NDArray[Any]
 #: Computes that LAMMPS adds the physical energy and virial up with, and the fix that adds the forces.
 ENERGY, VIRIAL, FIX = "phys_pe", "virial", "momt"
 
-#: Deposits that a walker may make before they are exchanged.
+#: Deposits that a walker may make before they are exchanged (``campaign.config.momt_checks`` knows it too).
 LOG = 4096
 
 #: Places in the integers that the callback keeps: step of the last deposit, deposits so far of all walkers, deposits in
 #: the log, steps between deposits, how many deposits one counts for, whether to deposit, the phase, phase changes, a
-#: step at which something was wrong (-1: none), deposits inside the window.
-LAST, COUNT, LOGGED, EVERY, SHARE, LEARN, PHASE, CHANGES, FAILED, INSIDE = range(10)
+#: step at which something was wrong (-1: none), looks since it was inside the window.
+LAST, COUNT, LOGGED, EVERY, SHARE, LEARN, PHASE, CHANGES, FAILED, OUTSIDE = range(10)
 
-#: A walker that was never inside the window after so many deposits will not come.
-PATIENCE = 50
+#: A walker that was outside the window at so many looks in a row (as often as it deposits: 20 ps) will not come back.
+PATIENCE = 1000
 
 #: Places in the numbers of the present step, after those of ``momt.effective``.
 H, Q, ENTHALPY, VOLUME = range(4, 8)
@@ -55,9 +55,9 @@ class BiasState:
     total : (bins in h, bins in Q)
         The bias less what it has grown by (``momt.take_in``), summed over frames since the deposits become smaller: its
         mean is what frames are best weighted with (``momt.reweighted``).
-    counts : (5,) int64
-        Deposits of this job, those of other jobs, this walker's present phase, how often it changed, and the frames in
-        ``total``.
+    counts : (6,) int64
+        Deposits of this job, those of other jobs, this walker's present phase, how often it changed, the frames in
+        ``total``, and at how many looks in a row the walker was outside the window.
     """
 
     own: Array
@@ -70,7 +70,7 @@ class BiasState:
     def empty(cls, bins: tuple[int, int]) -> BiasState:
         """Return the state before anything was learned."""
         own, others, total = (np.zeros(bins) for _ in range(3))
-        return cls(own, others, np.zeros(bins, "int64"), total, np.zeros(5, "int64"))
+        return cls(own, others, np.zeros(bins, "int64"), total, np.zeros(6, "int64"))
 
 
 def build(
@@ -165,7 +165,7 @@ class Momt:
         self._offset = momt.take_in(self.log[:0], state.own, state.others, self.grid, self.par, self.lines)
         walkers = self._exchange.size if self._exchange is not None else 1
         self.integers[[COUNT, SHARE, LEARN, FAILED]] = state.counts[:2].sum(), walkers, learn, -1
-        self.integers[[PHASE, CHANGES]] = state.counts[2:4]
+        self.integers[[PHASE, CHANGES, OUTSIDE]] = state.counts[[2, 3, 5]]
 
     # -- what the engine calls ---------------------------------------------------------------------------------------
 
@@ -236,19 +236,19 @@ class Momt:
             There were more than a walker can remember between two frames.
         """
         count = int(self.integers[LOGGED])
-        mine = self.log[:count].copy()
+        mine = self.log[: min(count, LOG)].copy()
         self.integers[LOGGED] = 0
         if self._exchange is not None:
             mine = np.concatenate(self._exchange.allgather(mine))
         state = self.state
         self._offset = momt.take_in(mine, state.own, state.others, self.grid, self.par, self.lines)
         state.counts[0] += len(mine)
-        state.counts[2:4] = self.integers[[PHASE, CHANGES]]
+        state.counts[[2, 3, 5]] = self.integers[[PHASE, CHANGES, OUTSIDE]]
         self.integers[COUNT] = state.counts[0] + state.counts[1]
-        if self.integers[COUNT] > self.par[momt.HOLD]:
+        if self.integers[COUNT] > self.par[momt.HOLD] and self.integers[LEARN]:
             self.state.total += self.grid - self._offset
             self.state.counts[4] += 1
-        if count == LOG:
+        if count > LOG:
             raise EngineError(f"Over {LOG} deposits between two frames: write a smaller 'every' for the sampling.")
 
     def checkpoint(self) -> dict[str, Array]:
@@ -257,12 +257,13 @@ class Momt:
         Raises
         ------
         Unphysical
-            The walker was never inside the window in the whole segment.
+            The walker has long been outside the window.
         """
-        inside, low, high = int(self.integers[INSIDE]), self.par[momt.LOW], self.par[momt.HIGH]
-        if self.integers[LEARN] and self.integers[LAST] >= PATIENCE * self.integers[EVERY] and not inside:
+        low, high = self.par[momt.LOW], self.par[momt.HIGH]
+        if self.integers[OUTSIDE] >= PATIENCE:
+            steps = int(self.integers[OUTSIDE] * self.integers[EVERY])
             raise Unphysical(
-                f"The walker was never inside the window of {low:.4g} to {high:.4g} eV/atom in a whole segment "
+                f"The walker has been outside the window of {low:.4g} to {high:.4g} eV/atom for {steps} steps "
                 f"(its enthalpy is now {self.now[H]:.4g}): there are no such states, or it cannot reach them. "
                 "Write 'window: auto', or a window around that value."
             )
@@ -339,28 +340,32 @@ def _order_factor(slope: float, q: float, p: Array, reflections: int, strength: 
 def _learn(
     step: int, h: float, q: float, p: Array, grid: Array, visits: Array, integers: Array, log: Array, lines: Array
 ) -> None:
-    """Deposit where the walker is, when it is time to, and count where it has been."""
-    if integers[LEARN] == 0 or step - integers[LAST] < integers[EVERY]:
+    """Look where the walker is, when it is time to: count it, and deposit there while it learns."""
+    if step - integers[LAST] < integers[EVERY]:
         return
     integers[LAST] = step
     nh, nq = grid.shape
     u = momt.place(h, p[momt.LOW], p[momt.HIGH], nh)
     v = momt.place(q, 0.0, 1.0, nq)
-    height = momt.height_of(float(integers[COUNT]), p)
-    momt.deposit(grid, u, v, height, p[momt.WIDTH], lines)
     if p[momt.LOW] <= h <= p[momt.HIGH]:
         visits[min(int(u / (nh - 1) * nh), nh - 1), min(int(q * nq), nq - 1)] += 1
-        integers[INSIDE] += 1
-    k = integers[LOGGED]
-    if k < log.shape[0]:
-        log[k, 0], log[k, 1], log[k, 2] = u, v, height
-        integers[LOGGED] = k + 1
-    integers[COUNT] += integers[SHARE]
+        integers[OUTSIDE] = 0
+    else:
+        integers[OUTSIDE] += 1
     phase = momt.phase_of(h, q, p)
     if phase != 0 and phase != integers[PHASE]:
         if integers[PHASE] != 0:
             integers[CHANGES] += 1
         integers[PHASE] = phase
+    if integers[LEARN] == 0:
+        return
+    height = momt.height_of(float(integers[COUNT]), p)
+    momt.deposit(grid, u, v, height, p[momt.WIDTH], lines)
+    k = integers[LOGGED]
+    if k < log.shape[0]:
+        log[k, 0], log[k, 1], log[k, 2] = u, v, height
+    integers[LOGGED] = k + 1
+    integers[COUNT] += integers[SHARE]
 
 
 # -- the compiled callback ---------------------------------------------------------------------------------------------

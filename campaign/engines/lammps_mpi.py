@@ -27,8 +27,8 @@ from campaign.tasks import Context, Task
 
 Array = npt.NDArray[Any]
 
-#: Where the ranks leave each walker's segment, and the error that ended them all.
-RESULT, FAILURE = "segment-{}.npz", "failure.json"
+#: Where the ranks leave each walker's segment, and the error with which it ended them all.
+RESULT, FAILURE = "segment-{}.npz", "failure-{}.json"
 
 #: The worker's cores go to the ranks: with the worker's number of threads in each, seven times slower was measured.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -38,8 +38,8 @@ def run_job(job: Job, context: Context, task: Task) -> dict[int, Stretch]:
     """Run a segment: in this process for one walker on one rank, else through the site's MPI launch command.
 
     Every try has a folder of its own, which only a failed one leaves behind. A walker of the last attempt that one of
-    its ranks ends alone takes the whole launch with it: the others are then launched once more without it, and each
-    makes the frames that it makes in any company.
+    its ranks ends alone takes the whole launch with it: the others are then launched once more without it. Walkers that
+    exchange nothing make the frames that they make in any company; all walkers of a job are tried with the same step.
 
     Returns
     -------
@@ -67,20 +67,24 @@ def run_job(job: Job, context: Context, task: Task) -> dict[int, Stretch]:
 
 
 def _launch(job: Job, launch: list[str], folder: Path) -> dict[int, Stretch]:
-    """Run a job over MPI ranks; return its walkers' segments, or that of the one which had to end it."""
+    """Run a job over MPI ranks; return its walkers' segments, or those of the ones that ended it."""
     _write_job(job, folder)
     command = [word.replace("{ranks}", str(job.ranks * len(job.walkers))) for word in launch]
     command += [sys.executable, "-m", "campaign.engines.lammps_mpi", str(folder)]
     try:
         process.run(command, folder, environment=ONE_THREAD)
     except EngineError as error:  # of the launcher: only the ranks' own words tell of the calculation
-        failure = _failure(folder)
-        if failure is None:
+        failures = _failures(folder)
+        if not failures:
             raise MachineFault(f"The MPI ranks ended without a result: {error}") from error
-        number, cause = failure
-        if job.last and isinstance(cause, EngineError):
-            return {number: Stretch(cause.frames or {}, b"", cause=str(cause))}
-        raise cause from error
+        fault = next((e for e in failures.values() if not isinstance(e, EngineError)), None)
+        if fault is not None or not job.last:
+            raise (fault or next(iter(failures.values()))) from error
+        return {
+            number: Stretch(cause.frames or {}, b"", cause=str(cause))
+            for number, cause in failures.items()
+            if isinstance(cause, EngineError)
+        }
     missing = [w.number for w in job.walkers if not (folder / RESULT.format(w.number)).exists()]
     if missing:
         raise MachineFault(f"The MPI ranks ended well and left no result ({folder}); check launch.lammps of the site.")
@@ -89,17 +93,18 @@ def _launch(job: Job, launch: list[str], folder: Path) -> dict[int, Stretch]:
     return found
 
 
-def _failure(folder: Path) -> tuple[int, CampaignError] | None:
-    """Return the error that the MPI ranks left in ``folder``, if they did, and whose it was."""
-    if not (folder / FAILURE).exists():
-        return None
-    found = json.loads((folder / FAILURE).read_text())
+def _failures(folder: Path) -> dict[int, CampaignError]:
+    """Return the errors that the MPI ranks left in ``folder``, by walker."""
     kinds: dict[str, type[CampaignError]] = {k.__name__: k for k in (EngineError, Unphysical)}
-    error = kinds.get(found["kind"], MachineFault)(found["message"])
-    number = int(found["walker"])
-    if isinstance(error, EngineError) and (folder / RESULT.format(number)).exists():
-        error.frames = dict(_read_result(folder, number).arrays)
-    return number, error
+    errors: dict[int, CampaignError] = {}
+    for path in folder.glob(FAILURE.format("*")):
+        found = json.loads(path.read_text())
+        error = kinds.get(found["kind"], MachineFault)(found["message"])
+        number = int(found["walker"])
+        if isinstance(error, EngineError) and (folder / RESULT.format(number)).exists():
+            error.frames = dict(_read_result(folder, number).arrays)
+        errors[number] = error
+    return dict(sorted(errors.items()))
 
 
 def _write_job(job: Job, folder: Path) -> None:
@@ -207,7 +212,7 @@ def _leave(error: Exception, folder: Path, number: int, rank: int, ranks: int) -
     message = str(error) if isinstance(error, CampaignError) else f"{type(error).__name__}: {error}"
     aside = folder / f".failure-{rank}"
     aside.write_text(json.dumps({"message": message, "kind": type(error).__name__, "walker": number}))
-    aside.rename(folder / FAILURE)
+    aside.rename(folder / FAILURE.format(number))
 
 
 if __name__ == "__main__":

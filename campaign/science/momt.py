@@ -74,7 +74,8 @@ class Window:
     cold, hot
         K.
     stiffness
-        Of the wall outside: it adds ``atoms * stiffness * d^2 / 2`` eV at d eV/atom from the nearer edge.
+        Of the wall outside: it adds ``atoms * stiffness * d^2 / 2`` eV at d eV/atom from the nearer edge. ``of`` gives
+        what suits a window of any width.
     """
 
     low: float
@@ -82,6 +83,11 @@ class Window:
     cold: float
     hot: float
     stiffness: float = 20.0
+
+    @classmethod
+    def of(cls, low: float, high: float, cold: float, hot: float) -> Window:
+        """Return a window with a wall that adds 14 to lambda at one window's width outside: 20 eV for nickel's 0.7."""
+        return cls(low, high, cold, hot, 14.0 / (high - low))
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,10 @@ class Learning:
     hold: int
     rate: float
     every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.bins[0] < 2 or self.bins[1] < 1:
+            raise ValueError(f"The bias needs 2 bins in h at least, and 1 in Q, got {self.bins}.")
 
     @classmethod
     def of_size(cls, atoms: int, ordered: bool = True) -> Learning:

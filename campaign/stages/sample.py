@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +88,13 @@ class Sample:
                 board.shards += [Shard(*chain[k]) for chain in self.chains if k < len(chain)]
             self._shards = {s.task.id: s for s in board.shards}
         while self._ready:
-            yield self._ready.popleft()
+            task = self._ready.popleft()
+            lost = [t for t in task.inputs[1:] if t in self._shards and self._shards[t].state == "lost"]
+            yield replace(task, extra={**task.extra, "lost": lost}) if lost else task
+
+    def depends(self, task: Task) -> bool:
+        """Tell whether other chains go on differently without a task: then no fault of the machine may cost it."""
+        return len(self._followers.get(task.id, ())) > 1
 
     def commit(self, record: Record, board: Board) -> None:
         """Mark the shard ready and what follows possible, or the rest of the chain lost."""
@@ -169,6 +176,8 @@ def _chains(campaign: Campaign, digests: dict[str, str], entry: int) -> tuple[li
                 params["temperature"] = _ramp(common["temperature"], done, done + frames, method.frames)
             if k:
                 params.pop("prepare", None)
+            if method.method == "momt":
+                params["learning"] = sample_momt.learns(method, done, shared and len(groups) > 1)
             inputs = [chains[c][-1][0].id] if k else [task.id for task in before]
             if shared and k >= sample_momt.LAG:
                 family = range(c - c % sample_momt.FAMILY, len(chains))[: sample_momt.FAMILY]
@@ -201,7 +210,9 @@ def _settings(
     keys = ["temperature", "timestep", "every", "thermostat", "barostat", "prepare", "ranks"]
     keys += ["temperatures", "window", "order", "learn", "shared"] if method.method == "momt" else []
     common |= {k: spec[k] for k in keys if k in spec} | point
-    return common | {"potential": digests[potential.lammps]}, {"potential": potential.lammps}
+    if method.method == "momt":
+        common["learn"].pop("until")
+    return common | {"potential": digests[potential.lammps]}, {"potential": potential.lammps, "lost": []}
 
 
 def _segments(frames: int, size: int) -> list[int]:

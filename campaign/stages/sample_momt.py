@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign.errors import EngineError, StoreError
+from campaign.errors import EngineError
 from campaign.tasks import Context, Json, Outcome, Task
 
 if TYPE_CHECKING:
@@ -96,9 +96,28 @@ def learning_of(spec: dict[str, Json], atoms: int, ordered: bool) -> Learning:
     from campaign.science.momt import Learning
 
     default = Learning.of_size(atoms, ordered)
-    given = {k: v for k, v in spec.items() if v is not None and k != "until"}
+    given = {k: v for k, v in spec.items() if v is not None}
     bins = tuple(given.pop("bins", default.bins))
     return replace(default, **given, bins=bins if ordered else (bins[0], 1))
+
+
+def learns(method: MOMT, first: int, sharing: bool) -> bool:
+    """Tell whether a segment learns.
+
+    Parameters
+    ----------
+    method
+        The sampling method.
+    first
+        Frames before the segment.
+    sharing
+        Whether chains share: those stop early enough for all deposits to have reached all before ``until``, so that
+        from there on every walker has the same bias and it never changes.
+    """
+    if method.learn.until is None:
+        return True
+    ahead = (LAG - 1) * method.segment if sharing else 0
+    return (first + ahead) * method.every < method.learn.until
 
 
 def work_window(task: Task, context: Context, atoms: Atoms) -> Outcome:
@@ -164,10 +183,9 @@ def bias(
         others = np.array(extra.get("others", np.zeros((len(inputs), *learning.bins))))
         counts = np.array(extra.get("others_counts", np.zeros(len(inputs), "int64")))
         for k, other in enumerate(inputs):
-            try:
-                left = unpack_checkpoints(store.checkpoint(other)["restart"])
-            except StoreError:  # that chain ended before: what it had laid down stays
+            if other in task.extra["lost"]:  # that chain ended before: what it had laid down stays
                 continue
+            left = unpack_checkpoints(store.checkpoint(other)["restart"])
             if left:
                 found = next(iter(left.values()))[1]
                 others[k], counts[k] = found["own"], found["counts"][0]
@@ -176,13 +194,11 @@ def bias(
         atoms,
         p["temperature"][0],
         p["pressure"] / BAR,
-        Window(low, high, *p["temperatures"]),
+        Window.of(low, high, *p["temperatures"]),
         learning,
     )
     reflections = None if order is None else order.to_json()
-    until = p["learn"]["until"]
-    learn = until is None or p["first"] * p["every"] < until
-    spec = {"ensemble": ensemble.to_json(), "order": reflections, "learn": learn, "shared": p["shared"]}
+    spec = {"ensemble": ensemble.to_json(), "order": reflections, "learn": p["learning"], "shared": p["shared"]}
     return spec, arrays
 
 

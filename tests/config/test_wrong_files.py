@@ -484,6 +484,10 @@ def test_a_good_momt_file_is_good(folder: Path) -> None:
         ("order: fcc", "order: fc", "10: sample[0].order: ", "did you mean 'fcc'"),
         ("[2, 2, 2]", "[2, 2, 4]", None, ""),  # the structure's own lattice fits whatever it is repeated
         ("steps: 20000", "steps: 20020", "11: sample[0].steps: ", "write 20000"),
+        ("order: fcc", "order: fcc\n    learn: {until: 30000}", "11: sample[0].learn.until: ", "multiple of 25000"),
+        ("order: fcc", "order: fcc\n    learn: {until: 25000}", "11: sample[0].learn.until: ", "write fewer"),
+        ("order: fcc", "order: fcc\n    learn: {bins: [1, 20]}", "11: sample[0].learn.bins", "2"),
+        ("order: fcc", "order: fcc\n    learn: {untill: 5}", "11: sample[0].learn.untill: ", "did you mean 'until'"),
     ],
 )
 def test_wrong_momt(folder: Path, old: str, new: str, start: str | None, remedy: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -213,13 +215,54 @@ def test_it_learns_at_every_tenth_step_and_goes_on_exactly_from_a_checkpoint():
     left = {name: array.copy() for name, array in one.checkpoint().items()}
     later = []
     for _ in range(2):
-        two = build(
-            {"ensemble": spec.to_json(), "order": order.to_json(), "learn": True, "shared": True}, {}, left, None, None
-        )
+        two = build(bias(spec, order), {}, left, None, None)
+        np.testing.assert_array_equal(two.grid, one.grid)
+        np.testing.assert_array_equal(two.state.visits, one.state.visits)
         later.append((run_segment(NI, replace(segment, first=200), checkpoint, external=two)[0], two.checkpoint()))
     assert two.state.counts[0] == 40
     for a, b in zip(later[0], later[1], strict=True):
         assert all((a[name] == b[name]).all() for name in a if np.isfinite(a[name]).all())
+
+
+def bias(spec, order):
+    return {"ensemble": spec.to_json(), "order": order.to_json(), "learn": True, "shared": True}
+
+
+def test_a_bias_that_does_not_learn_is_still_counted():
+    spec, order = ensemble(32, Window(-4.9, -4.05, 900.0, 3500.0)), crystal("fcc")[1]
+    external = walker(spec, order, np.ones(spec.learning.bins), learn=False)
+    run_segment(NI, Segment(8, 25, 0, 0.002, (2000.0, 2000.0), 1.0), start(), external=external)
+    assert external.state.visits.sum() == 20
+    assert external.state.counts[0] == external.state.counts[4] == 0
+    assert (external.state.own == 1.0).all()
+
+
+def test_compiled_code_is_kept_for_the_very_sources_it_was_made_of(tmp_path):
+    """numba looks at one file only: a change in what is compiled into the callback must not be missed."""
+    package = tmp_path / "campaign"
+    shutil.copytree(Path(momt.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numpy as np; import test_lammps_momt as t; from campaign.science import momt; "
+        "e = t.walker(t.ensemble(32, t.Window(-4.75, -4.05, 900.0, 3500.0)), None); "
+        "t.run_segment(t.NI, t.Segment(1, 5, 0, 0.002, (2000.0, 2000.0), 1.0), t.start(), external=e); "
+        "print(momt.__file__, repr(float(e.now[1])))"
+    )
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parent}"}
+
+    def scale():
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        path, number = done.stdout.split()
+        assert path.startswith(str(tmp_path))
+        return float(number)
+
+    before = scale()
+    assert scale() == before
+    source = package / "science" / "momt.py"
+    old = "out[LAMBDA] = min("
+    assert old in source.read_text()
+    source.write_text(source.read_text().replace(old, "out[LAMBDA] = 1.5 * min("))
+    assert abs(scale() / before - 1.0) > 0.1
 
 
 def test_a_halved_time_step_deposits_at_the_same_times():
@@ -231,11 +274,15 @@ def test_a_halved_time_step_deposits_at_the_same_times():
 
 
 def test_a_window_without_states_stops_the_walker_with_its_enthalpy():
-    spec, order = ensemble(32, Window(-6.0, -5.5, 900.0, 3500.0)), crystal("fcc")[1]
+    spec, order = ensemble(32, Window(-6.0, -5.5, 900.0, 3500.0), every=1), crystal("fcc")[1]
+    segment = Segment(12, 50, 0, 0.001, (2000.0, 2000.0), 1.0)
     external = walker(spec, order, learn=True)
-    run_segment(NI, Segment(20, 50, 0, 0.001, (2000.0, 2000.0), 1.0), start(), external=external)
-    with pytest.raises(Unphysical, match=r"never inside the window of -6 to -5.5 .*its enthalpy is now -4\.\d+.*auto"):
-        external.checkpoint()
+    _, checkpoint = run_segment(NI, segment, start(), external=external)
+    left = external.checkpoint()  # patience goes on from segment to segment
+    later = build({**bias(spec, order), "learn": False}, {}, left, None, None)
+    run_segment(NI, segment, checkpoint, external=later)
+    with pytest.raises(Unphysical, match=r"window of -6 to -5.5 eV/atom for 1200 steps .*is now -4\.\d+.*auto"):
+        later.checkpoint()
 
 
 @pytest.mark.slow
@@ -270,8 +317,8 @@ def _error(x):
 def job(walkers=1, ranks=1, shared=True, frames=8):
     spec, order = ensemble(32, Window(-4.75, -4.05, 900.0, 3500.0), height=1.0), crystal("fcc")[1]
     segment = Segment(frames, 25, 0, 0.002, (2000.0, 2000.0), 1.0)
-    bias = {"ensemble": spec.to_json(), "order": order.to_json(), "learn": True, "shared": shared}
-    return Job(NI, tuple(Walker(k, segment, start(k + 1)) for k in range(walkers)), ranks, bias=bias)
+    found = tuple(Walker(k, segment, start(k + 1)) for k in range(walkers))
+    return Job(NI, found, ranks, bias={**bias(spec, order), "shared": shared})
 
 
 def test_walkers_of_a_job_share_one_bias_to_the_last_bit(mpi):

@@ -199,10 +199,10 @@ def test_chains_that_share_take_in_the_segments_of_the_others_two_before(campaig
     settle(stage, board, b[0])
     assert list(stage.plan(board)) == [b[1]]
     settle(stage, board, c[0], "quarantined")  # who is lost is not waited for
-    assert list(stage.plan(board)) == [a[2]]
+    assert [t.id for t in stage.plan(board)] == [a[2].id]
     settle(stage, board, a[2])
     settle(stage, board, b[1])
-    assert list(stage.plan(board)) == [b[2]]
+    assert [t.id for t in stage.plan(board)] == [b[2].id]
     settle(stage, board, b[2])
     assert board.sampled
     alone = momt(campaign, window=[-0.1, -0.05], shared=False)
@@ -217,7 +217,7 @@ def test_the_order_parameter_is_the_prototypes_own_or_fits_the_cell():
     assert order_parameter("bcc", {"packing": {"Ni": 54}}, 54).base.tolist() == [3, 3, 3]
     assert order_parameter("auto", {"packing": {"Ni": 54}}, 54) is None
     assert order_parameter("none", spec, 96) is None
-    given = {"every": 5, "bins": [7, 9], "width": None, "height": 0.2, "hold": 0, "rate": None, "until": 100}
+    given = {"every": 5, "bins": [7, 9], "width": None, "height": 0.2, "hold": 0, "rate": None}
     learning = learning_of(given, 32, ordered=True)
     assert (learning.every, learning.bins, learning.height, learning.hold, learning.width) == (5, (7, 9), 0.2, 0, 1.5)
     assert learning_of(given, 32, ordered=False).bins == (7, 1)
@@ -228,3 +228,26 @@ def test_many_chains_share_in_families(campaign):
     third = [chain[2][0] for chain in stage.chains]
     assert [len(t.inputs) for t in third] == [32] * 64 + [6] * 6
     assert set(third[69].inputs[1:]) == {stage.chains[c][0][0].id for c in range(64, 69)}
+
+
+def test_the_bias_stops_early_enough_to_be_one_and_the_same_from_there(campaign):
+    def learning(**changes):
+        stage = momt(campaign, window=[-0.1, -0.05], learn={"until": 80}, **changes)
+        return [[t.params["learning"] for t, _ in chain] for chain in stage.chains]
+
+    assert learning(walkers=1) == [[True, True, False]]
+    assert learning() == [[True, False, False]] * 3  # what they laid down comes to the others two segments later
+    assert learning(shared=False) == [[True, True, False]] * 3
+
+
+def test_followers_are_told_who_is_lost_and_no_machine_may_lose_one(campaign, board, settle):
+    stage = momt(campaign, window=[-0.1, -0.05])
+    a, b, c = ([t for t, _ in chain] for chain in stage.chains)
+    assert stage.depends(a[0])
+    assert not stage.depends(a[2])
+    assert not md(campaign).depends(md(campaign).chains[0][0][0])
+    list(stage.plan(board))
+    for task, state in ((a[0], "done"), (b[0], "done"), (c[0], "quarantined"), (a[1], "done")):
+        settle(stage, board, task, state)
+    third = next(t for t in stage.plan(board) if t.id == a[2].id)
+    assert third.extra["lost"] == [c[0].id]
