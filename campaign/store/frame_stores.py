@@ -61,7 +61,7 @@ def scan(path: Path) -> list[Part]:
 def _run(path: Path) -> list[Part]:
     store = Store(path)
     parts = []
-    records = [r for r in store.scan().values() if r["stage"] == "sample" and "frames" in r["result"]]
+    records = [r for r in store.scan().values() if r["stage"] == "sample" and r["result"].get("frames", 1)]
     for record in sorted(records, key=lambda r: (_natural(r["name"]), r["task"])):
         place = store.locate("sample", record["task"])
         shape = json.loads((place.path / "numbers" / groups.META).read_bytes())["shape"]
