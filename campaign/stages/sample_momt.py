@@ -138,7 +138,9 @@ def work_window(task: Task, context: Context, atoms: Atoms) -> Outcome:
     )
     arrays, _ = run_segment(load_potential(context.run / task.extra["potential"]), segment, start)
     h = (arrays["energy"] + pressure / lammps.BAR * np.linalg.det(arrays["cell"])) / len(atoms)
-    return Outcome({"frames": 0, "enthalpy": float(h.mean()), "error": _error(h)}, {"enthalpy": h}, versions=lammps.versions())
+    return Outcome(
+        {"frames": 0, "enthalpy": float(h.mean()), "error": _error(h)}, {"enthalpy": h}, versions=lammps.versions()
+    )
 
 
 def _error(x: Any) -> float:
