@@ -57,14 +57,26 @@ SECTIONS = ("cost", "learn", "shared", "thermo", "metals")
 #: What nickel is sampled with: K, eV/atom, ps, MD steps between frames, frames in a segment by the atoms.
 T0, COLD, HOT, LOW, HIGH, TIMESTEP, EVERY = 2000.0, 900.0, 3500.0, -4.75, -4.05, 0.002, 50
 SEGMENT = {32: 500, 108: 250}
-SOLID, LIQUID = (1000.0, 1200.0, 1400.0), (2200.0, 2400.0, 2600.0)
+SOLID, LIQUID = (1200.0, 1400.0, 1600.0), (2200.0, 2400.0, 2600.0)
 
-#: Thermodynamics leaves out this share of a run, in which the bias is far from learned, and errors come from so many
-#: blocks of the rest.
-EARLY, BLOCKS = 0.2, 10
+#: Errors come from so many blocks.
+BLOCKS = 10
 
-#: What is asked, by the name of the figure: at most where it says "z" or "us", at least elsewhere.
-ASKED: dict[str, float] = {"thermo largest z": 3.0}
+#: What is asked, by the name of the figure: at most where it ends in "z", "%" or "s", at least elsewhere.
+ASKED: dict[str, float] = {
+    "cost 32 MOMT compiled, overhead %": 15.0,
+    "cost 108 MOMT compiled, overhead %": 12.0,
+    "learn 32 trips per million steps": 100.0,
+    "learn 108 trips per million steps": 30.0,
+    "learn 32 bins visited": 0.85,
+    "learn 108 bins visited": 0.85,
+    "learn 32 wall s": 60.0,
+    "learn 108 wall s": 200.0,
+    "shared ratio": 1.7,
+    "thermo largest z": 3.0,
+    "metals al-momt trips per million steps": 30.0,
+    "metals nb-momt trips per million steps": 30.0,
+}
 
 
 @dataclass(frozen=True)
@@ -266,7 +278,7 @@ def learn(sizes: Sizes, table: Table) -> None:
         run = walk(sizes, atoms, sizes.steps)
         span, _ = run.spans()
         name = f"learn {atoms}"
-        table.add(f"{name} wall s of the campaign", run.wall, f"{run.wall:.1f} (tasks alone {span:.1f})")
+        table.add(f"{name} wall s", run.wall, f"{run.wall:.1f} (tasks alone {span:.1f})")
         tell(table, name, progress(run))
         plain = Plain(TEMPLATES / "potentials" / "ni.lmp", crystal(atoms)[0], T0, sizes.plain)
         folder = sizes.folder / f"lmp-{atoms}"
@@ -315,11 +327,10 @@ def log_weights(series: Mapping[str, Array], temperature: float) -> Array:
     return momt.log_weight(series["bias"], enthalpy(series), temperature)
 
 
-def settled(run: Run) -> dict[str, Array]:
-    """Return the frames of one walker after the first part of its run."""
+def settled(run: Run, until: int) -> dict[str, Array]:
+    """Return the frames of one walker after it stopped learning: the bias is the same for all of them."""
     series = run.series()
-    keep = slice(int(EARLY * len(series["step"])), None)
-    return {name: array[keep] for name, array in series.items()}
+    return {name: array[series["step"] > until] for name, array in series.items()}
 
 
 def is_liquid(series: Mapping[str, Array], atoms: int) -> Array:
@@ -370,9 +381,15 @@ def plain_npt(sizes: Sizes, temperature: float) -> dict[str, Array]:
 
 
 def thermo(sizes: Sizes, table: Table) -> None:
-    """Compare reweighted means of MOMT with plain NPT, and estimate the melting temperature."""
+    """Compare reweighted means of MOMT with plain NPT, and estimate the melting temperature.
+
+    Half of each run learns; the averages are over the other half, in which the bias stays as it is.
+    """
     atoms = 108
-    runs = [settled(walk(sizes, atoms, sizes.steps, seed)) for seed in range(1, sizes.runs + 1)]
+    piece = SEGMENT[atoms] * EVERY
+    until = max(1, sizes.steps // piece) * piece
+    frozen = {"learn": {"until": until}}
+    runs = [settled(walk(sizes, atoms, 2 * until, seed, **frozen), until) for seed in range(1, sizes.runs + 1)]
     scores = []
     for t in (*SOLID, *LIQUID):
         plain = plain_npt(sizes, t)
@@ -422,7 +439,7 @@ def reached(figures: Mapping[str, float]) -> dict[str, bool]:
     """Return, for what is asked of the sections that were run, whether it was reached."""
     found = {k: limit for k, limit in ASKED.items() if k in figures}
     return {
-        k: figures[k] <= limit if k.endswith((" z", "step", "%")) else figures[k] >= limit for k, limit in found.items()
+        k: figures[k] <= limit if k.endswith((" z", " s", "%")) else figures[k] >= limit for k, limit in found.items()
     }
 
 
