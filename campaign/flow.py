@@ -285,7 +285,8 @@ class Flow:
         elif len(self.stages) == len(all_stages) and all(s.finished(self.board) for s in self.stages):
             state = "partial"
         else:
-            state = "pending" if states == {"pending"} else "interrupted"
+            asked = states == {"done", "pending"}  # what was begun is done: it stopped where it was asked to
+            state = "pending" if states == {"pending"} else "stopped" if asked else "interrupted"
         return {
             "campaign": name,
             "state": state,
@@ -293,6 +294,7 @@ class Flow:
             "frames": self.frames,
             "selected": len(training.chosen) if training is not None else 0,
             "labelled": sum(1 for t in self.board.labels.values() if t),
+            "notes": [s.note for s in self.board.sets.values() if s.note],
             "failures": [{"task": r["task"], "stage": r["stage"], "cause": r["cause"]} for r in self.failures],
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,

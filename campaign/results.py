@@ -227,6 +227,7 @@ def _momt(store: Store, chains: list[list[Segment]]) -> dict[str, Json] | None:
         "temperatures": p["temperatures"],
         "auto": p["window"] == "auto",
         "shared": p["shared"],
+        "until": chains[0][0][0].extra.get("until"),
         "ordered": ordered,
         "walkers": [walkers[k] for k in sorted(walkers)],
         "map": _map(store, last, window),
@@ -309,7 +310,7 @@ def _order(store: Store, task: Task, rows: Any) -> list[float | None]:
 def _selection(flow: Flow, store: Store) -> dict[str, Json]:
     """Return novelty along the stream, thinned, with every chosen frame."""
     stage = next((s for s in flow.stages if isinstance(s, Select)), None)
-    if stage is None or not stage.stream:
+    if stage is None or not (stage.stream or stage.sets[0].chosen):
         return {}
     total = flow.frames
     step = max(1, total // NOVELTY_POINTS)
@@ -320,7 +321,8 @@ def _selection(flow: Flow, store: Store) -> dict[str, Json]:
     seen = 0
     for task in stage.stream:
         part = store.arrays("select", task)
-        if "novelty" not in part:
+        if "novelty" not in part:  # the end of the stream, or a selector without a measure of it
+            seen += len(part.get("task", ()))
             continue
         ids = [f"{int(t):016x}:{int(i)}" for t, i in zip(part["task"], part["index"], strict=True)]
         for k, name in enumerate(ids):
@@ -336,6 +338,9 @@ def _selection(flow: Flow, store: Store) -> dict[str, Json]:
         "temperature": temperature,
         "chosen": chosen,
         "refused": stage.sets[0].refused,
+        "note": stage.sets[0].note,
+        "seen": seen if stage.stream else flow.frames,
+        "picked": len(wanted),
     }
 
 

@@ -98,7 +98,7 @@ Switch = Annotated[bool, BeforeValidator(switch)]
 Integer = Annotated[int, BeforeValidator(integer)]
 NonNegativeInteger = Annotated[int, Field(ge=0), BeforeValidator(integer)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(integer)]
-Bins = Annotated[int, Field(ge=2, le=1000), BeforeValidator(integer)]
+Bins = Annotated[int, Field(ge=2, le=300), BeforeValidator(integer)]
 Number = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(number)]
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(number)]
@@ -183,7 +183,7 @@ def _interval(value: object) -> tuple[float, float]:
 
 
 #: A lower and an upper bound.
-Interval = Annotated[tuple[float, float], PlainValidator(_interval)]
+Interval = Annotated[tuple[float, float], PlainValidator(_interval), PlainSerializer(list)]
 
 
 def _composition(value: object) -> dict[str, int]:

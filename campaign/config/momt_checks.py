@@ -13,6 +13,12 @@ from campaign.config.yaml_lines import Problem
 #: Prototypes whose repeated cell is a cube where it is repeated alike along the three axes.
 CUBES = tuple(name for name in ATOMS if name != "hcp")
 
+#: Boltzmann's constant, eV/K.
+BOLTZMANN = 8.617333262e-5
+
+#: A window is so many times k (hot - cold) wide: 1.5 for harmonic atoms, 3.1 for nickel with its heat of melting.
+NARROW, WIDE = 0.75, 20.0
+
 #: Deposits that a walker may make between two frames.
 DEPOSITS = 4096
 
@@ -23,6 +29,7 @@ def check_momt(view: View, folder: Path) -> Iterator[Problem]:
         if view.text("sample", i, "method") == "momt":
             yield from _temperatures(view, i)
             yield from _learn(view, i)
+            yield from _window(view, i)
             yield from _order(view, i, folder)
 
 
@@ -42,6 +49,22 @@ def _temperatures(view: View, i: int) -> Iterator[Problem]:
         what = f"the thermostat must lie between the temperatures of the window ({low:g} to {high:g})"
         remedy = f"write one near melting, such as {(low + high) / 2:g}"
         yield view.problem(("sample", i, "temperature"), what, t0, remedy)
+
+
+def _window(view: View, i: int) -> Iterator[Problem]:
+    """Check that the width of a window can be what lies between its temperatures."""
+    window, temperatures = view.items("sample", i, "window"), view.items("sample", i, "temperatures")
+    if not all(len(v) == 2 and all(isinstance(x, int | float) for x in v) for v in (window, temperatures)):
+        return
+    width, span = window[1] - window[0], BOLTZMANN * (temperatures[1] - temperatures[0])
+    if width > 0 < span and not NARROW * span <= width <= WIDE * span:
+        size = "narrow" if width < span else "wide"
+        what = (
+            f"{width:.3g} eV/atom is too {size} for what lies between the solid at {temperatures[0]:g} K and the "
+            f"liquid at {temperatures[1]:g} K"
+        )
+        remedy = "write auto, or the enthalpies per atom (not of the cell) at the two temperatures"
+        yield view.problem(("sample", i, "window"), what, window, remedy)
 
 
 def _learn(view: View, i: int) -> Iterator[Problem]:

@@ -236,6 +236,35 @@ def _sampling_lists(view: View) -> Iterator[Problem]:
                 yield view.problem(("sample", i, name), what, found, remedy)
 
 
+def check_density(view: View) -> Iterator[Problem]:
+    """Yield a prototype's lattice constant, or a packing's density, with which no matter is that dense."""
+    from ase.data import covalent_radii
+
+    place = ("system", "structure")
+    numbers = structure_numbers(view)
+    if not len(numbers):
+        return
+    spheres = float((4 / 3 * np.pi * covalent_radii[numbers] ** 3).sum())
+    density, a = view.number(*place, "density"), view.number(*place, "a")
+    composition = _composition(view)
+    if composition and density:
+        volume, key, wide = packings.length(composition, density) ** 3, "density", -1.0
+    elif a and not composition:
+        prototype = view.text(*place, "prototype") or ""
+        cells = len(numbers) / ATOMS[prototype]
+        c = view.number(*place, "c", default=a * (8 / 3) ** 0.5) or a
+        volume, key, wide = cells * (a**2 * c * 3**0.5 / 2 if prototype == "hcp" else a**3), "a", 1 / 3
+    else:
+        return
+    if not LEAST_VOLUME * spheres <= volume <= MOST_VOLUME * spheres:
+        size = "crush" if volume < spheres else "part"
+        got = view.number(*place, key) or 0.0
+        low, high = sorted(got * (x * spheres / volume) ** wide for x in (LEAST_VOLUME, MOST_VOLUME))
+        what = f"this would {size} the atoms far beyond any matter"
+        unit = "Å" if key == "a" else "g/cm^3"
+        yield view.problem((*place, key), what, got, f"write {unit} between {low:.2g} and {high:.2g}")
+
+
 def check_volumes(view: View, numbers: Any) -> Iterator[Problem]:
     """Yield the volumes of ``nvt_grid`` that are far from any density.
 
@@ -324,6 +353,7 @@ def check_files(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem
             problems += check_volumes(view, atoms.numbers)
     else:
         problems += check_volumes(view, structure_numbers(view))
+        problems += check_density(view)
     for section in ("system", "label"):
         place = (section, "potential", "lammps")
         path = open_file(place)

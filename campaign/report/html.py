@@ -37,6 +37,7 @@ STATES = {
     "partial": "The campaign ended with something missing; the failures below say what.",
     "running": "The campaign was still running when this page was written.",
     "interrupted": "The campaign was interrupted; the same command continues it.",
+    "stopped": "The campaign stopped where it was asked to; without --until the same command continues it.",
     "pending": "The campaign has not started.",
 }
 MOST_FAILURES = 200
@@ -267,14 +268,15 @@ def _selection(selection: Data, draw: Any) -> dict[str, Any] | None:
     if not selection:
         return None
     refused = Counter(str(r.get("reason")) for r in selection.get("refused") or [])
-    seen = len(selection.get("novelty") or [])
+    drawn = len(selection.get("novelty") or [])
     return {
         "method": selection.get("method", "the selector"),
         "figure": draw("novelty", figures.novelty(selection)),
-        "seen": seen,
-        "every": figures.stride(seen) if seen else 1,
-        "chosen": len(selection.get("chosen") or []),
+        "seen": selection.get("seen") or drawn,
+        "every": figures.stride(drawn) if drawn else 1,
+        "chosen": selection.get("picked") or len(selection.get("chosen") or []),
         "refused": refused.most_common(20),
+        "note": selection.get("note") or "",
     }
 
 

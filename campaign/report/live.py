@@ -31,6 +31,7 @@ MARKS = {
     "pending": ("·", "dim"),
     "partial": ("!", "yellow"),
     "interrupted": ("!", "yellow"),
+    "stopped": ("◦", "cyan"),
     "failed": ("✗", "red"),
     "skipped": ("–", "dim"),
 }

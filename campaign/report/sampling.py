@@ -106,7 +106,13 @@ def _window(momt: Data) -> str:
         )
     else:
         how = f"written in the campaign file, for {significant(cold, 4)} to {significant(hot, 4)} K"
+    several = len(momt.get("walkers") or ()) > 1
     learned = "The walkers learn one bias together." if momt.get("shared") else "Each walker learns its own bias."
+    if not several:
+        learned = "The walker learns its bias alone."
+    until = number(momt.get("until"))
+    if until is not None:
+        learned += f" From step {until:g} on the bias stays as it is, and averages over later frames are exact."
     return f"The window is {significant(low, 4)} to {significant(high, 4)} eV/atom, {how}. {learned}"
 
 
@@ -126,7 +132,8 @@ def _sentence(table: Sequence[Data], seen: Data, ordered: bool) -> str:
     if not trips:
         went = f"{who} never went from crystal to liquid or back"
     else:
-        rate = f", {significant(trips / steps * MILLION)} times per million MD steps" if steps else ""
+        enough = steps and trips >= 1
+        rate = f", {significant(trips / steps * MILLION)} times per million MD steps" if enough else ""
         all_of_them = " in all" if len(table) > 1 else ""
         half = " (a half is one way)" if trips % 1 else ""
         went = f"{who} went from crystal to liquid and back {trips:g} times{all_of_them}{half}{rate}"

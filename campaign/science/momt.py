@@ -551,6 +551,12 @@ def log_weight(entropy: Array, enthalpy: Array, temperature: float) -> Array:
     return np.asarray(entropy - enthalpy / (BOLTZMANN * temperature))
 
 
+def worth(log_weights: Array) -> float:
+    """Return how many frames of equal weight so many weighted ones are worth (Kish 1965)."""
+    w = np.exp(log_weights - log_weights.max())
+    return float(w.sum() ** 2 / (w**2).sum())
+
+
 def reweighted(values: Array, log_weights: Array, blocks: int = 10) -> tuple[float, float]:
     """Return the weighted mean and its standard error from a jackknife over blocks.
 

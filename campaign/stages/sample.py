@@ -210,9 +210,10 @@ def _settings(
     keys = ["temperature", "timestep", "every", "thermostat", "barostat", "prepare", "ranks"]
     keys += ["temperatures", "window", "order", "learn", "shared"] if method.method == "momt" else []
     common |= {k: spec[k] for k in keys if k in spec} | point
+    extra: dict[str, Json] = {"potential": potential.lammps}
     if method.method == "momt":
-        common["learn"].pop("until")
-    return common | {"potential": digests[potential.lammps]}, {"potential": potential.lammps, "lost": []}
+        extra |= {"lost": [], "until": common["learn"].pop("until")}
+    return common | {"potential": digests[potential.lammps]}, extra
 
 
 def _segments(frames: int, size: int) -> list[int]:

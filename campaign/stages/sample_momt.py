@@ -35,6 +35,9 @@ FAMILY = 32
 #: is melted.
 SETTLE, AVERAGE, MELT = 4.0, 16.0, 1.3
 
+#: A liquid has less than this many times the volume that the walkers start from.
+VAPOUR = 2.5
+
 #: Frames in an average.
 WINDOW_FRAMES = 200
 
@@ -53,7 +56,7 @@ def window_tasks(common: dict[str, Json], method: MOMT, name: str, extra: dict[s
     extra, version
         Of the tasks.
     """
-    keep = ("structure", "seed", "timestep", "thermostat", "barostat", "pressure", "potential")
+    keep = ("structure", "order", "seed", "timestep", "thermostat", "barostat", "pressure", "potential")
     tasks = []
     for end, t in zip(("cold", "hot"), method.temperatures, strict=True):
         params = {k: common[k] for k in keep} | {"method": "window", "temperature": t, "melt": end == "hot"}
@@ -136,11 +139,38 @@ def work_window(task: Task, context: Context, atoms: Atoms) -> Outcome:
     segment = Segment(
         WINDOW_FRAMES, every, 0, dt, (t, t), pressure, p["thermostat"], p["barostat"], halvings=context.attempt
     )
-    arrays, _ = run_segment(load_potential(context.run / task.extra["potential"]), segment, start)
-    h = (arrays["energy"] + pressure / lammps.BAR * np.linalg.det(arrays["cell"])) / len(atoms)
-    return Outcome(
-        {"frames": 0, "enthalpy": float(h.mean()), "error": _error(h)}, {"enthalpy": h}, versions=lammps.versions()
-    )
+    end = f"The run that looks for the window's {'hot' if p['melt'] else 'cold'} end, at {t:g} K: "
+    try:
+        arrays, _ = run_segment(load_potential(context.run / task.extra["potential"]), segment, start)
+    except EngineError as error:
+        raise EngineError(f"{end}{error} Write other 'temperatures', or a window.") from error
+    volume = np.linalg.det(arrays["cell"])
+    h = (arrays["energy"] + pressure / lammps.BAR * volume) / len(atoms)
+    order = order_parameter(p["order"], p["structure"], len(atoms))
+    q = float("nan")
+    if order is not None:
+        scaled = np.linalg.solve(arrays["cell"].transpose(0, 2, 1), arrays["positions"].transpose(0, 2, 1))
+        rho = np.exp(2j * np.pi * order.vectors @ scaled).mean(axis=2)
+        q = float(np.sqrt((np.abs(rho) ** 2).mean(axis=1)).mean() / order.strength)
+    _check_end(end, p["melt"], q, float(volume.mean() / atoms.get_volume()))
+    summary = {"frames": 0, "enthalpy": float(h.mean()), "error": _error(h), "order": q if order is not None else None}
+    return Outcome(summary, {"enthalpy": h}, versions=lammps.versions())
+
+
+def _check_end(end: str, melted: bool, q: float, growth: float) -> None:
+    """Refuse an end of the window that is not the phase it stands for: q is NaN where there is no order parameter."""
+    if not melted and q < 0.5:
+        raise EngineError(
+            f"{end}it is no crystal (Q = {q:.2f}; 1 is the perfect one). Lower the first of 'temperatures', start from "
+            "the crystal that 'order' names, or write a window."
+        )
+    if melted and q > 0.35:
+        raise EngineError(f"{end}it did not melt (Q = {q:.2f}). Raise the second of 'temperatures', or write a window.")
+    if melted and growth > VAPOUR:
+        raise EngineError(
+            f"{end}it is no liquid: it has {growth:.1f} times the volume of the start. Raise 'pressure', lower the "
+            "second of 'temperatures', or write a window."
+        )
 
 
 def _error(x: Any) -> float:
@@ -215,4 +245,5 @@ def convergence(spec: dict[str, Json], found: dict[int, Stretch]) -> dict[str, J
             trips = float(stretch.extra["counts"][3]) / 2
             walkers[str(number)] = {"trips": trips, "coverage": share, "flatness": flatness}
     window = spec["ensemble"]["window"]
-    return {"window": [window["low"], window["high"]], "walkers": walkers}
+    learning = {**spec["ensemble"]["learning"], "on": spec["learn"]}
+    return {"window": [window["low"], window["high"]], "walkers": walkers, "learning": learning}

@@ -110,7 +110,7 @@ CASES = {
     # Not in this version
     "stage of later": Wrong("select:", "distill: {method: uq}\nselect:", 14, "distill", "uq", "remove it"),
     "method of later": Wrong(
-        "method: rnd_stream", "method: rematch", 14, "select.method", "'rematch'", "not available in campaign"
+        "method: rnd_stream", "method: uq", 14, "select.method", "'uq'", "not available in campaign"
     ),
     "engine of later": Wrong(
         "engine: lammps", "engine: cp2k", 15, "label.engine", "'cp2k'", "not available in campaign"
@@ -149,7 +149,28 @@ CASES = {
         "no 'stability'",
         "before it",
     ),
-    "selection larger than pool": Wrong("size: 32", "size: 3200", 14, "select.size", "3200", "select fewer"),
+    "selection larger than pool": Wrong("size: 32", "size: 3200", 18, "validate[0].held_out", "200", "select fewer"),
+    "size zero": Wrong("size: 32", "size: 0", 14, "select.size", "0", "at least 1"),
+    "one bound": Wrong("size: 32", "size: 32, energy: [-3]", 14, "select.energy", "[-3]", "the lower and the upper"),
+    "bounds turned": Wrong("size: 32", "size: 32, volume: [9, 5]", 14, "select.volume", "[9, 5]", "the lower and"),
+    "no force at all": Wrong("size: 32", "size: 32, max_force: 0", 14, "select.max_force", "0", "greater than 0"),
+    "no descriptor": Wrong(
+        "method: rnd_stream, size: 32",
+        "method: force, size: 32, representation: {model: schnet}",
+        14,
+        "select.representation",
+        "schnet",
+        "the keys here are method, size, min_distance, max_force, energy, volume",
+    ),
+    "one bin": Wrong("method: rnd_stream,", "method: grid, bins: [1, 9],", 14, "select.bins[0]", "1", "at least 2"),
+    "no such environments": Wrong(
+        "method: rnd_stream,",
+        "method: rematch, environments: {pooling: mean},",
+        14,
+        "select.environments.pooling",
+        "mean",
+        "the keys here are cutoff, n_max, l_max, sigma",
+    ),
     "held out more than pool": Wrong(
         "held_out: 200", "held_out: 2000", 18, "validate[0].held_out", "2000", "held_out: 1568"
     ),
@@ -301,6 +322,18 @@ def test_wrong_text(folder: Path, text: bytes, line: int, key: str, remedy: str)
     assert problem.startswith(f"{line}: {key}")
     assert ", got " in problem
     assert remedy in problem
+
+
+@pytest.mark.parametrize(("method", "package"), [("fps", "skmatter"), ("rematch", "dscribe")])
+def test_a_selector_whose_package_is_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, package: str
+) -> None:
+    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: None if name == package else name)
+    (problem,) = problems_of(folder, GOOD.replace("rnd_stream", method))
+    assert problem == (
+        f"14: select.method: this selector is done by {package}, which is not installed, got {method}; "
+        "run pip install 'campaign[select]', or choose another method"
+    )
 
 
 def test_aliases_do_not_explode(folder: Path) -> None:
@@ -478,6 +511,10 @@ def test_a_good_momt_file_is_good(folder: Path) -> None:
         ("temperature: 2000", "temperature: [1, 2]", "7: sample[0].temperature: ", "write a number"),
         ("[-4.75, -4.05]", "[-4.05, -4.75]", "9: sample[0].window: ", "write auto, or two enthalpies"),
         ("[-4.75, -4.05]", "[-4.75]", "9: sample[0].window: ", "write auto, or two enthalpies"),
+        ("[-4.75, -4.05]", "[-150, -130]", "9: sample[0].window: ", "per atom (not of the cell)"),
+        ("[-4.75, -4.05]", "[-4.30, -4.299]", "9: sample[0].window: ", "write auto"),
+        ("a: 3.52", "a: 35.2", "3: system.structure.a: ", "write Å between"),
+        ("a: 3.52", "a: 0.5", "3: system.structure.a: ", "write Å between"),
         ("[-4.75, -4.05]", "wide", "9: sample[0].window: ", "write auto, or two enthalpies"),
         ("order: fcc", "order: bcc", "10: sample[0].order: ", "take 16 or 54 atoms, or write order: none"),
         ("order: fcc", "order: hcp", "10: sample[0].order: ", "start from it, or write order: none"),

@@ -114,7 +114,7 @@ sample:
 #: Two chains that share their bias through the store, walkers of one task over MPI, the window looked for.
 MOMT = PAIR.replace(
     "method: npt, temperature: [60, 90],",
-    "method: momt, temperature: 85, temperatures: [40, 160], pressure: 3000, learn: {height: 2},",
+    "method: momt, temperature: 85, temperatures: [40, 250], pressure: 3000, learn: {height: 2},",
 )
 
 

@@ -175,6 +175,8 @@ def test_reweighting_gives_the_mean_of_another_temperature():
     mean, error = momt.reweighted(h, momt.log_weight(entropy, h, t))
     assert abs(mean - n_dof / 2 * BOLTZMANN * t) < 3 * error
     assert error < 0.01
+    assert momt.worth(np.zeros(50)) == pytest.approx(50.0)
+    assert momt.worth(np.array([0.0] + [-50.0] * 49)) == pytest.approx(1.0)
 
 
 def test_an_ensemble_and_an_order_parameter_survive_json():
