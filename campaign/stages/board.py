@@ -31,6 +31,7 @@ class FrameSet:
     chosen: list[str] = field(default_factory=list)
     refused: list[dict[str, str]] = field(default_factory=list)
     closed: bool = False
+    note: str = ""  # what people should know of it, such as that the pool had fewer frames
 
 
 @dataclass
