@@ -133,6 +133,7 @@ def _summary(status: dict[str, Any], path: Path) -> list[str]:
     from campaign.results import headline, hints
 
     lines = [f"{status['frames']} frames sampled, {status['selected']} selected, {status['labelled']} labelled"]
+    lines += [f"note: {note}" for note in status.get("notes", [])]
     lines += headline(path / "validation")
     for failure in status["failures"][:20]:
         lines.append(f"failed: {failure['stage']} {failure['task']}: {failure['cause']}")

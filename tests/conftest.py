@@ -34,6 +34,8 @@ FINDERS: dict[str, Callable[[], bool]] = {
     "cp2k": lambda: any(shutil.which(f"cp2k.{build}") for build in ("psmp", "popt", "ssmp", "sopt")),
     "slurm": lambda: all(shutil.which(name) for name in ("sbatch", "srun", "slurmctld")),
     "gpu": _gpu,
+    "dscribe": lambda: find_spec("dscribe") is not None,
+    "skmatter": lambda: find_spec("skmatter") is not None,
 }
 #: Never a failure when missing: a machine without it can still check everything else.
 OPTIONAL = {"gpu"}

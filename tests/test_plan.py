@@ -48,6 +48,30 @@ def test_idle_gpus_are_said_only_where_training_has_them(tmp_path: Path) -> None
     assert make_plan(tmp_path / "c.yaml", write(tmp_path, "{sample: cpu}"))["warnings"] == []  # no executor to train on
 
 
+def test_more_frames_than_there_are_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "campaign: c\nsystem: {structure: {prototype: fcc, elements: [Ar], a: 5.3}}\n"
+        "sample: [{method: fake, walkers: 2, frames: 9}]\nselect: {method: random, size: 19}\n"
+    )
+    plan = make_plan(tmp_path / "c.yaml", write(tmp_path, "{default: cpu}"))
+    assert plan["warnings"] == ["select.size: the sampling gives only 18 frames, fewer than 19: all would be taken."]
+
+
+@pytest.mark.parametrize(
+    ("select", "megabytes"),
+    [("{method: rnd, size: 9}", 2.1), ("{method: fps, size: 9, representation: {features: 32, pooling: mean}}", 0.262)],
+)
+def test_a_selector_that_keeps_the_pool_says_how_much_that_is(tmp_path: Path, select: str, megabytes: float) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "campaign: c\nsystem: {structure: {prototype: rocksalt, elements: [Na, Cl], a: 5.6}}\n"
+        f"sample: [{{method: fake, walkers: 2, frames: 1024}}]\nselect: {select}\n"
+    )
+    plan = make_plan(tmp_path / "c.yaml", write(tmp_path, "{default: cpu}"))
+    (stage,) = (s for s in plan["stages"] if s["stage"] == "select")
+    assert f"of 2048 frames, all kept in memory ({megabytes} MB)" in stage["what"]
+    assert stage["tasks"] == 33
+
+
 class Deaf:
     """A runner whose workers do not all answer: ``silent`` never, ``old`` with another Python."""
 

@@ -17,6 +17,7 @@ from campaign.config.fields import (
     Element,
     FileName,
     Fraction,
+    Interval,
     Model,
     NonNegative,
     NonNegativeInteger,
@@ -55,9 +56,7 @@ CALCULATORS = {
 #: Known words of the campaign file that this version does not do yet, by key ("" holds the top-level keys).
 NOT_YET: dict[str, frozenset[str]] = {
     "": frozenset({"distill", "transfer", "learn"}),
-    "select.method": frozenset(
-        {"uniform_time", "global_energy", "atomic_energy", "force", "fps", "rnd", "rematch", "uq", "grid"}
-    ),
+    "select.method": frozenset({"uq"}),
     "label.engine": frozenset({"cp2k"}),
     "train.model": frozenset({"ani", "gap"}),
     "validate.method": frozenset(
@@ -319,41 +318,156 @@ Sample = Annotated[
 ]
 
 
-class Representation(Model):
+Pooling = Literal["mean", "species", "species_std"]
+
+
+class SchNetRepresentation(Model):
     """The randomly initialised SchNet representation that describes a frame to the selector."""
 
-    model: Literal["schnet"] = Field("schnet", description="kind of network")
+    model: Literal["schnet"] = Field("schnet", description="kind of representation")
     features: Count = Field(64, description="features of an atom")
     interactions: Count = Field(3, description="interaction blocks")
     cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
-    pooling: Literal["mean", "species"] = Field("species", description="average over all atoms, or per species")
+    pooling: Pooling = Field(
+        "species_std", description="mean over all atoms, mean per species, or mean and standard deviation per species"
+    )
 
 
-class RNDStream(Model):
+class SOAPRepresentation(Model):
+    """Smooth overlap of atomic positions, by dscribe: describes a frame to the selector without a network."""
+
+    model: Literal["soap"] = "soap"
+    cutoff: Number = Field(6.0, gt=1, le=20, description="Å, above 1 and at most 20")
+    n_max: Count = Field(8, le=20, description="radial functions, at most 20")
+    l_max: NonNegativeInteger = Field(6, le=20, description="highest degree of the spherical harmonics, at most 20")
+    sigma: Positive = Field(0.5, description="width of the Gaussian that stands for an atom, Å")
+    pooling: Pooling = Field(
+        "species_std", description="mean over all atoms, mean per species, or mean and standard deviation per species"
+    )
+
+
+def _representation_tag(value: Any) -> str | None:
+    """Return the variant; SchNet where no model is written."""
+    if isinstance(value, dict) and "model" not in value:
+        return "@schnet"
+    return tag_by("model")(value)
+
+
+Representation = Annotated[
+    Annotated[SchNetRepresentation, Tag("@schnet")] | Annotated[SOAPRepresentation, Tag("@soap")],
+    Discriminator(_representation_tag),
+]
+
+
+class Environments(Model):
+    """SOAP environments of single atoms, by dscribe."""
+
+    cutoff: Number = Field(6.0, gt=1, le=20, description="Å, above 1 and at most 20")
+    n_max: Count = Field(5, le=20, description="radial functions, at most 20")
+    l_max: NonNegativeInteger = Field(4, le=20, description="highest degree of the spherical harmonics, at most 20")
+    sigma: Positive = Field(0.5, description="width of the Gaussian that stands for an atom, Å")
+
+
+class Selection(Model):
+    """What all selectors share: how many frames, and which are refused."""
+
+    method: str
+    size: Count = Field(description="frames to select", examples=[32])
+    min_distance: NonNegative = Field(
+        0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
+    )
+    max_force: Positive | None = Field(None, description="frames with a larger force on an atom are refused, eV/Å")
+    energy: Interval | None = Field(
+        None, description="frames with an energy outside are refused, eV/atom", examples=[[-4.0, -3.0]]
+    )
+    volume: Interval | None = Field(
+        None, description="frames with a volume outside are refused, Å^3/atom", examples=[[15, 60]]
+    )
+
+
+class RNDStream(Selection):
     """Random network distillation in one pass over the pool, while sampling goes on."""
 
     method: Literal["rnd_stream"] = "rnd_stream"
-    size: Count = Field(description="frames to select", examples=[32])
-    representation: Representation = Field(default_factory=Representation, description="descriptor of a frame")
-    candidates: Number = Field(4.0, ge=1, description="candidates kept, as a multiple of size")
+    representation: Representation = Field(default_factory=SchNetRepresentation, description="descriptor of a frame")
+    candidates: Number = Field(8.0, ge=1, description="candidates kept, as a multiple of size")
     early: Fraction = Field(0.5, description="share of size that may be final before the pool is complete")
-    min_distance: NonNegative = Field(
-        0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
+
+
+class RND(Selection):
+    """Random network distillation as published: over the whole pool, whose descriptors are kept."""
+
+    method: Literal["rnd"] = "rnd"
+    representation: Representation = Field(default_factory=SchNetRepresentation, description="descriptor of a frame")
+
+
+class FPS(Selection):
+    """Farthest points of the whole pool, whose descriptors are kept; by skmatter."""
+
+    method: Literal["fps"] = "fps"
+    representation: Representation = Field(default_factory=SchNetRepresentation, description="descriptor of a frame")
+
+
+class REMatch(Selection):
+    """The frames least alike by the REMatch kernel, of the whole pool, whose environments are kept; by dscribe."""
+
+    method: Literal["rematch"] = "rematch"
+    environments: Environments = Field(default_factory=Environments, description="what is compared")
+    gamma: Positive = Field(0.1, description="regularisation: to 0 the best match of atoms, large their average")
+    threshold: Positive | None = Field(
+        None, description="stop where no frame is this far (sqrt(2 - 2 K), at most 1.4) from the chosen ones"
     )
 
 
-class Random(Model):
+class Random(Selection):
     """A uniform random pick from the pool."""
 
     method: Literal["random"] = "random"
-    size: Count = Field(description="frames to select", examples=[32])
-    min_distance: NonNegative = Field(
-        0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
-    )
+
+
+class UniformTime(Selection):
+    """Frames at evenly spaced times, from the walkers in turn."""
+
+    method: Literal["uniform_time"] = "uniform_time"
+
+
+class GlobalEnergy(Selection):
+    """Uniform over the histogram of the energy per atom."""
+
+    method: Literal["global_energy"] = "global_energy"
+
+
+class AtomicEnergy(Selection):
+    """Uniform over the histogram of the energies of single atoms."""
+
+    method: Literal["atomic_energy"] = "atomic_energy"
+
+
+class Force(Selection):
+    """Uniform over the histogram of the forces on single atoms."""
+
+    method: Literal["force"] = "force"
+
+
+class Grid(Selection):
+    """Uniform over the cells of a grid in enthalpy and order (volume where there is no order)."""
+
+    method: Literal["grid"] = "grid"
+    bins: tuple[Bins, Bins] = Field((16, 16), description="most cells along each, at least 2", examples=[[16, 16]])
 
 
 Select = Annotated[
-    Annotated[RNDStream, Tag("@rnd_stream")] | Annotated[Random, Tag("@random")], Discriminator(tag_by("method"))
+    Annotated[RNDStream, Tag("@rnd_stream")]
+    | Annotated[Random, Tag("@random")]
+    | Annotated[UniformTime, Tag("@uniform_time")]
+    | Annotated[GlobalEnergy, Tag("@global_energy")]
+    | Annotated[AtomicEnergy, Tag("@atomic_energy")]
+    | Annotated[Force, Tag("@force")]
+    | Annotated[Grid, Tag("@grid")]
+    | Annotated[FPS, Tag("@fps")]
+    | Annotated[RND, Tag("@rnd")]
+    | Annotated[REMatch, Tag("@rematch")],
+    Discriminator(tag_by("method")),
 ]
 
 

@@ -6,6 +6,7 @@ The checks read the raw data, not the model, so that they also run, as far as th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ DYNAMICS = ("npt", "nvt", "nvt_grid", "momt")
 #: A cell holds at least, and at most, this many times the volume of its atoms as spheres of their covalent radii. From
 #: compressed metals (1.4 at no pressure) to thin gases; outside, most often the volume of one atom was written.
 LEAST_VOLUME, MOST_VOLUME = 0.5, 100.0
+
+#: Packages of the extra ``select`` behind a ``select.method``.
+PACKAGES = {"fps": "skmatter", "rematch": "dscribe"}
 
 Part = str | int
 
@@ -102,10 +106,28 @@ def check_keys(view: View) -> Iterator[Problem]:
     yield from _steps(view)
     yield from _sampling_lists(view)
     yield from _pool_size(view)
+    yield from _representation(view)
+    yield from _selector(view)
     loss = view.mapping("train", "loss")
     names = list(Loss.model_fields)
     if names and all(loss.get(n) == 0 for n in names):
         yield view.problem(("train", "loss"), "every weight is zero", loss, "give at least one a weight above 0")
+
+
+def _representation(view: View) -> Iterator[Problem]:
+    where = ("select", "representation", "model")
+    if view.text(*where) == "soap" and find_spec("dscribe") is None:
+        what = "SOAP is computed by dscribe, which is not installed"
+        yield view.problem(where, what, "soap", "run pip install 'campaign[select]', or write 'model: schnet'")
+
+
+def _selector(view: View) -> Iterator[Problem]:
+    method = view.text("select", "method")
+    package = PACKAGES.get(method or "")
+    if package and find_spec(package) is None:
+        what = f"this selector is done by {package}, which is not installed"
+        remedy = "run pip install 'campaign[select]', or choose another method"
+        yield view.problem(("select", "method"), what, method, remedy)
 
 
 def _present(view: View, stage: str) -> bool:
@@ -292,7 +314,10 @@ def check_volumes(view: View, numbers: Any) -> Iterator[Problem]:
 
 
 def _pool_size(view: View) -> Iterator[Problem]:
-    """Check that the pool can give what is selected and what is held out."""
+    """Check that the pool has frames to hold out beside those that are selected.
+
+    More frames to select than there are is no mistake: all are taken, and the plan and the status say so.
+    """
     pool = 0.0
     for i in range(len(view.items("sample"))):
         found = _md_frames(view, i)
@@ -304,10 +329,6 @@ def _pool_size(view: View) -> Iterator[Problem]:
     size = view.number("select", "size")
     if not size or not pool:
         return
-    if size > pool:
-        what = f"the sampling gives only {pool:.0f} frames"
-        yield view.problem(("select", "size"), what, size, "select fewer, or sample more steps or walkers")
-        return
     for i in range(len(view.items("validate"))):
         held_out = view.number("validate", i, "held_out", default=Errors.model_fields["held_out"].default)
         if view.text("validate", i, "method") != "errors" or not held_out:
@@ -315,8 +336,8 @@ def _pool_size(view: View) -> Iterator[Problem]:
         picks = size * (1 + len(view.items("validate", i, "against")))
         if held_out + picks > pool:
             what = f"the sampling gives {pool:.0f} frames and {picks:.0f} of them are for training"
-            remedy = f"write held_out: {max(1, pool - picks):.0f} or less, or sample more"
-            yield view.problem(("validate", i, "held_out"), what, held_out, remedy)
+            left = f"write held_out: {pool - picks:.0f} or less" if pool > picks else "select fewer"
+            yield view.problem(("validate", i, "held_out"), what, held_out, f"{left}, or sample more")
 
 
 def check_files(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem]]:

@@ -1,4 +1,4 @@
-"""SchNetPack: SchNet as a descriptor of whole frames and as a potential. Training is in ``schnetpack_train``.
+"""SchNetPack: SchNet as a representation and as a potential. Training is in ``schnetpack_train``.
 
 Models are SchNetPack's own modules. Two things are done around them, both exact: filters are computed once for each
 pair instead of twice (:func:`schnet`), and outside training forces and stress come from the derivative to the pair
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign.errors import EngineError, InputError
+from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 from campaign.science.neighbours import Neighbours, neighbour_list
 
@@ -117,7 +117,8 @@ def chunks(frames: Frames) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _require_species(frames: Frames, known: Sequence[int], what: str) -> None:
+def require_species(frames: Frames, known: Sequence[int], what: str) -> None:
+    """Raise ``EngineError`` if ``what`` (a descriptor, a potential) does not know an element of the frames."""
     unknown = sorted({int(z) for z in np.unique(frames.numbers)} - set(known))
     if unknown:
         from ase.data import chemical_symbols
@@ -130,71 +131,13 @@ def _require_species(frames: Frames, known: Sequence[int], what: str) -> None:
         )
 
 
-class Descriptor:
-    """An untrained SchNet, pooled over atoms, as the descriptor of a frame.
-
-    Source: random network distillation of molten salts (Tovey et al.) maps configurations by untrained SchNet
-    representations. Plain means over atoms hide single close contacts; the spread within each species shows them.
-
-    Parameters
-    ----------
-    numbers_present
-        Atomic numbers of the campaign, in any order.
-    features, interactions, cutoff
-        The representation; cutoff in Å.
-    seed
-        Decides the random weights.
-    pooling
-        ``"mean"``: mean over all atoms, d = features. ``"species"``: mean and standard deviation over the atoms of
-        each species, d = 2 features times species.
-    """
-
-    def __init__(
-        self,
-        numbers_present: Sequence[int],
-        features: int = 64,
-        interactions: int = 3,
-        cutoff: float = 6.0,
-        seed: int = 0,
-        pooling: str = "species",
-    ) -> None:
-        if pooling not in ("mean", "species"):
-            raise InputError(f'The pooling of a descriptor must be "mean" or "species", got "{pooling}".')
-        self.species = sorted({int(z) for z in numbers_present})
-        self.cutoff, self.pooling = float(cutoff), pooling
-        self.dimension = features * (2 * len(self.species) if pooling == "species" else 1)
-        self._schnet = schnet(features, interactions, cutoff, seed).eval().requires_grad_(False)
-
-    def __call__(self, frames: Frames) -> Array:
-        """Return (n, d) float32; memory does not grow with the number of frames."""
-        _require_species(frames, self.species, "descriptor")
-        out = np.zeros((len(frames), self.dimension), dtype=np.float32)
-        for part in chunks(frames):
-            block = frames[part]
-            atoms = self._schnet(_inputs(block, self.cutoff))["scalar_representation"].numpy()
-            out[part] = self._pool(block.numbers, atoms.reshape(*block.numbers.shape, -1))
-        return out
-
-    def _pool(self, numbers: Array, atoms: Array) -> Array:
-        """Return (n, d) of (n, a, features)."""
-        if self.pooling == "mean":
-            return np.asarray(atoms.mean(axis=1))
-        parts = []
-        for z in self.species:
-            weights = (numbers == z).astype(np.float32)[:, :, None]
-            weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
-            mean = (atoms * weights).sum(axis=1)
-            parts += [mean, np.sqrt(((atoms - mean[:, None]) ** 2 * weights).sum(axis=1))]
-        return np.concatenate(parts, axis=1)
-
-
 def _inputs(frames: Frames, cutoff: float, dtype: Any = None, pairs: Neighbours | None = None) -> dict[str, Any]:
     """Return SchNetPack's input of a block, each pair once, with the pair vectors already made."""
     import torch
 
     properties = load_schnetpack().properties
     if pairs is None:
-        pairs = neighbour_list(frames, cutoff)
+        pairs = neighbour_list(frames, cutoff, half=True)
     half = pairs.half
     i, j = pairs.idx_i[half], pairs.idx_j[half]
     x = frames.positions.reshape(-1, 3)
@@ -282,7 +225,7 @@ class Potential(_Evaluates):
         return self._evaluate(frames, None)[3]
 
     def _evaluate(self, frames: Frames, pairs: Neighbours | None) -> tuple[Array, Array, Array, Array]:
-        _require_species(frames, self.species, "potential")
+        require_species(frames, self.species, "potential")
         if pairs is not None or len(frames) * frames.n_atoms <= _CHUNK_ATOMS:
             return self._block(frames, pairs)
         parts = [self._block(frames[part], None) for part in chunks(frames)]

@@ -138,7 +138,8 @@ def status_table(status: Status) -> ConsoleRenderable:
     for k, (label, value) in enumerate(_figures(status)):
         figures.append("  ·  " if k else "", style="dim")
         figures.append(f"{label} ", style="dim").append(value)
-    return Group(head, table, figures, *_failures(status))
+    notes = [Text(f"note: {printable(note)}", overflow="fold") for note in status.get("notes") or []]
+    return Group(head, table, figures, *notes, *_failures(status))
 
 
 def printable(text: Any) -> str:

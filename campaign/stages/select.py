@@ -1,54 +1,71 @@
 """Selection: a selector sees every shard of the pool once, in a fixed order, while sampling goes on.
 
 The training set comes from a chain of tasks, one a shard, each continuing from the state that the one before it left.
-Sets to compare with or to test on are drawn at random once the pool is complete.
+Selectors that need the whole pool at once have a task a shard too, which only describes its frames, in any order; one
+more reads them all. Sets to compare with or to test on are drawn at random once the pool is complete.
+What the workers do is in ``selecting``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from campaign.frames import Frames, frame_id, parse_frame_id
-from campaign.stages.board import HELD_OUT, RANDOM, Board, FrameSet
+from campaign.science.selectors import SELECTORS
+from campaign.stages.board import HELD_OUT, RANDOM, Board, FrameSet, Shard
+from campaign.stages.selecting import draw, finish_pool, look_at, stream
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign
-    from campaign.engines.schnetpack import Descriptor
-    from campaign.science.selection import Selector
-    from campaign.store.store import Store
+    from campaign.stages.sample_file import Source
 
-VERSION = 1
+VERSION = 2
+
+#: Keys of every ``select`` section that say which frames are refused.
+LIMITS = ("min_distance", "max_force", "energy", "volume")
+#: Keys that say what the frames are described by.
+DESCRIBES = ("representation", "environments")
 
 
 class Select:
-    """Plans the selector's chain, and the random draws that validation asks for.
+    """Plans the selector's tasks, and the random draws that validation asks for.
 
     Parameters
     ----------
     campaign
         The campaign.
+    sources
+        Notes of the files of frames that it samples from (``sample_file``).
     """
 
     name = "select"
 
-    def __init__(self, campaign: Campaign) -> None:
+    def __init__(self, campaign: Campaign, sources: Sequence[Source] = ()) -> None:
         assert campaign.select is not None
         self._seed = campaign.seed
-        spec = campaign.select.model_dump(mode="json")
+        spec: dict[str, Json] = campaign.select.model_dump(mode="json")
         self.method: str = spec.pop("method")
-        self._spec: dict[str, Json] = spec
-        self.sets = [FrameSet(self.method, spec["size"], train=True), *_compared_sets(campaign, spec["size"])]
+        self._size: int = spec.pop("size")
+        self._limits = {key: spec.pop(key) for key in LIMITS}
+        self._describes: dict[str, Json] = {key: spec.pop(key) for key in DESCRIBES if key in spec}
+        if self._describes:
+            self._describes |= species_of(campaign, sources)
+        self._options = spec  # what the selector itself takes
+        potential = campaign.system.potential
+        self._potential = potential.lammps if potential else ""
+        self.sets = [FrameSet(self.method, self._size, train=True), *_compared_sets(campaign, self._size)]
         self._streams = self.method != "random"  # a random pick needs no pass over the frames
+        self._pool: bool = SELECTORS[self.method].whole_pool
+        self.measures_novelty: bool = SELECTORS[self.method].measures_novelty
+        self._timed = "time" in SELECTORS[self.method].needs
         self._position = 0  # next shard of the stream
         self._seen = 0  # frames the stream has brought so far, lost ones counted: the place in the plan
         self._last: str | None = None  # the chain's last planned task
-        self.stream: list[str] = []  # the chain's finished tasks
+        self.stream: list[str] = []  # the finished tasks of the training set
+        self._looks: dict[str, str] = {}  # shard -> the task that describes it, where they are no chain
         self._total = 0  # frames the stream will bring, lost ones counted
+        self._lengths: dict[int, int] = {}  # frames of a walker's planned run, by entry of ``sample``
         self._waiting: dict[str, str] = {}  # task in flight -> its set
         self._planned: set[str] = set()
         self._broken = False
@@ -61,7 +78,9 @@ class Select:
             for chosen in self.sets:  # every walker was lost at once: there is nothing to pick from
                 chosen.closed = True
             return
-        if self._streams and self.method not in self._waiting.values():
+        if self._pool:
+            yield from self._look_at_pool(board)
+        elif self._streams and self.method not in self._waiting.values():
             yield from self._next_of_stream(board)
         if board.sampled:
             yield from self._draws(board)
@@ -75,27 +94,78 @@ class Select:
             self._position += 1
             self._seen += shard.frames
             if shard.state == "ready":
-                yield self._link(shard.task.id, self._seen / self._total, f"shard {self._position - 1}")
+                yield self._link(shard, self._seen / self._total, board)
                 return
         if self.method not in self._planned and not self._broken:
             self._planned.add(self.method)
-            yield self._link(None, 1.0, "finish")
+            yield self._link(None, 1.0, board)
 
-    def _link(self, shard: str | None, progress: float, name: str) -> Task:
+    def _link(self, shard: Shard | None, progress: float, board: Board) -> Task:
         """Return the task that offers one shard to the selector, or that finishes the stream."""
-        inputs = tuple(i for i in (self._last, shard) if i is not None)
+        inputs = tuple(i for i in (self._last, shard.task.id if shard else None) if i is not None)
         params = {
             "method": self.method,
-            **self._spec,
+            "size": self._size,
+            "options": self._options,
+            "limits": self._limits,
+            **self._describes,
             "seed": self._seed,
             "progress": progress,
             "first": self._last is None,
             "finish": shard is None,
         }
-        task = Task("select", f"{self.method}/{name}", params, inputs, VERSION, priority=1)
+        if self._timed and shard:
+            params["times"] = self._times(shard, board)
+        name = f"shard {self._position - 1}" if shard else "finish"
+        moved = shard is not None and shard.task.params["method"] not in ("file", "fake")
+        extra = {"potential": self._potential if moved else ""}
+        task = Task("select", f"{self.method}/{name}", params, inputs, VERSION, priority=1, extra=extra)
         self._last = task.id
         self._waiting[task.id] = self.method
         return task
+
+    def _times(self, shard: Shard, board: Board) -> list[int]:
+        """Return a shard's entry of ``sample``, its first place, steps between places, and places of a planned run."""
+        if not self._lengths:
+            for other in board.shards:
+                entry, _, _, stop = _places(other)
+                self._lengths[entry] = max(self._lengths.get(entry, 0), stop)
+        entry, start, step, _ = _places(shard)
+        return [entry, start, step, self._lengths[entry]]
+
+    def _look_at_pool(self, board: Board) -> Iterator[Task]:
+        """Yield a task for each shard that is there now; when all are settled, the one that chooses."""
+        for number, shard in enumerate(board.shards):
+            if shard.state == "ready" and shard.task.id not in self._looks:
+                params = {
+                    "method": self.method,
+                    "whole_pool": True,
+                    "limits": self._limits,
+                    **self._describes,
+                    "seed": self._seed,
+                    "finish": False,
+                }
+                task = Task("select", f"{self.method}/shard {number}", params, (shard.task.id,), VERSION, priority=1)
+                self._looks[shard.task.id] = task.id
+                self._waiting[task.id] = self.method
+                yield task
+        if board.sampled and self.method not in self._waiting.values() and self.method not in self._planned:
+            self._planned.add(self.method)
+            done = set(self.stream)
+            every = [self._looks[s.task.id] for s in board.shards if s.task.id in self._looks]
+            self.stream = [task for task in every if task in done]  # in the order of the pool
+            params = {
+                "method": self.method,
+                "whole_pool": True,
+                "size": self._size,
+                "options": self._options,
+                "seed": self._seed,
+                "finish": True,
+            }
+            task = Task("select", f"{self.method}/finish", params, tuple(self.stream), VERSION, priority=1)
+            self._last = task.id
+            self._waiting[task.id] = self.method
+            yield task
 
     def _draws(self, board: Board) -> Iterator[Task]:
         """Yield the random draws: those for training first; the test set leaves out all of them."""
@@ -110,7 +180,7 @@ class Select:
                 "method": "draw",
                 "size": chosen.size,
                 "seed": [self._seed, number],
-                "min_distance": self._spec["min_distance"],
+                "limits": self._limits,
                 "avoid": sorted(f for s in avoid for f in s.chosen),
             }
             task = Task("select", f"{chosen.name}/draw", params, tuple(shards), VERSION, priority=1)
@@ -121,22 +191,30 @@ class Select:
     def commit(self, record: Record, board: Board) -> None:
         """Add the frames that became final to their set."""
         chosen = board.sets[self._waiting.pop(record["task"])]
+        mine = self._streams and chosen is self.sets[0]
+        last = not self._pool or record["task"] == self._last
         if record["state"] != "done":
+            if mine and not last:
+                return  # the frames of one shard could not be described: the others are chosen from
             chosen.closed = True
-            if self._streams and chosen is self.sets[0]:
+            if mine:
                 chosen.chosen = []  # a part of a pick is not the pick asked for: nothing is trained on it
                 self._broken = True
                 self._position = len(board.shards)
             return
-        if self._streams and chosen is self.sets[0]:
+        if mine:
             self.stream.append(record["task"])
         result = record["result"]
         chosen.chosen += result["chosen"]
         chosen.refused += result["refused"]
         chosen.closed = result["finished"]
+        if chosen.closed and len(chosen.chosen) < chosen.size:
+            chosen.note = result.get("note") or (
+                f"{chosen.name}: only {len(chosen.chosen)} frames could be chosen, not {chosen.size}: all are taken"
+            )
 
     def packable(self, board: Board) -> list[list[str]]:
-        """Return the finished tasks of the chain."""
+        """Return the finished tasks of the training set."""
         return [self.stream] if self.stream else []
 
     def total(self, board: Board) -> int:
@@ -147,6 +225,27 @@ class Select:
     def finished(self, board: Board) -> bool:
         """Tell whether every set is complete."""
         return board.sampled and all(s.closed for s in self.sets)
+
+
+def _places(shard: Shard) -> tuple[int, int, int, int]:
+    """Return a shard's entry of ``sample``, its first place in a walker's run, the steps between, where it ends."""
+    p = shard.task.params
+    if p["method"] == "file":
+        return p["entry"], p["start"], p["every"], p["stop"]
+    return p["walker"][0], p["first"], 1, p["first"] + p["frames"]
+
+
+def species_of(campaign: Campaign, sources: Sequence[Source]) -> dict[str, Json]:
+    """Return the elements of the whole campaign: of its files of frames, and of the structure that is moved.
+
+    Those of a structure's file are read by the worker.
+    """
+    found = {element for source in sources for element in source.species}
+    if all(m.method == "file" for m in campaign.sample) and found:
+        return {"species": sorted(found), "structure": None}
+    structure: dict[str, Json] = campaign.system.structure.model_dump(mode="json")
+    found |= {*structure.get("elements", ()), *structure.get("packing", ())}
+    return {"species": sorted(found), "structure": {"file": structure["file"]} if "file" in structure else None}
 
 
 def _compared_sets(campaign: Campaign, size: int) -> list[FrameSet]:
@@ -162,112 +261,19 @@ def _compared_sets(campaign: Campaign, size: int) -> list[FrameSet]:
 
 def load(task: Task) -> None:
     """Load what the work needs, once a worker."""
-    if task.params["method"] != "draw":
+    if task.params.get("representation", {}).get("model") == "schnet":
         from campaign.engines.schnetpack import load_schnetpack
 
         load_schnetpack()
 
 
 def work(task: Task, context: Context) -> Outcome:
-    """Offer a shard to the selector, finish its stream, or draw frames at random."""
+    """Offer a shard to the selector or finish its stream, describe one, or draw frames at random."""
     from campaign.store.store import Store
 
     store = Store(context.run / "run.zarr")
-    return _draw(task, store) if task.params["method"] == "draw" else _stream(task, store)
-
-
-def _stream(task: Task, store: Store) -> Outcome:
-    p = task.params
-    selector = _selector(p)
-    inputs = list(task.inputs)
-    if not p["first"]:
-        selector.load(store.checkpoint(inputs.pop(0)))
-    if p["finish"]:
-        chosen = selector.finish().chosen
-        return _outcome(chosen, [], finished=True)
-    frames = store.frames("sample", inputs[0])
-    good, refused = _refuse(frames, p["min_distance"])
-    offered = frames[np.flatnonzero(good)]
-    novelty = np.full(len(frames), np.nan, dtype="float32")
-    chosen = []
-    if len(offered):
-        describe = _descriptor(tuple(sorted(set(frames.numbers[0].tolist()))), p["seed"], **p["representation"])
-        offer = selector.offer(offered.task, offered.index, describe(offered), p["progress"])
-        novelty[good] = offer.novelty
-        chosen = offer.chosen
-    seen = {
-        "novelty": novelty,
-        "task": frames.task,
-        "index": frames.index,
-        "temperature": frames.temperature,
-    }
-    outcome = _outcome(chosen, refused, finished=False)
-    return Outcome(outcome.summary, seen, selector.state(), outcome.versions)
-
-
-def _outcome(chosen: list[tuple[int, int]], refused: list[dict[str, str]], finished: bool) -> Outcome:
-    summary: dict[str, Json] = {
-        "chosen": [frame_id(np.uint64(t), i) for t, i in chosen],
-        "refused": refused,
-        "finished": finished,
-    }
-    return Outcome(summary, {})
-
-
-def _selector(p: dict[str, Json]) -> Selector:
-    from campaign.science.rnd import RNDStream
-
-    return RNDStream(p["size"], p["seed"], round(p["candidates"]), p["early"])
-
-
-@lru_cache(maxsize=4)
-def _descriptor(species: tuple[int, ...], seed: int, **representation: Any) -> Descriptor:
-    """Return the descriptor, kept between the tasks of a worker: building it costs more than a shard."""
-    from campaign.engines.schnetpack import Descriptor
-
-    representation.pop("model")
-    return Descriptor(species, seed=seed, **representation)
-
-
-def _refuse(frames: Frames, min_distance: float) -> tuple[np.ndarray[Any, Any], list[dict[str, str]]]:
-    """Return which frames may be selected, and why the others may not."""
-    from campaign.science.neighbours import closest_ratio
-
-    ratio = closest_ratio(frames)
-    good = ratio >= min_distance
-    reasons = [
-        {"frame": frames.ids[k], "reason": f"two atoms at {ratio[k]:.2f} of the sum of their covalent radii"}
-        for k in np.flatnonzero(~good)
-    ]
-    return good, reasons
-
-
-def _draw(task: Task, store: Store) -> Outcome:
-    """Draw frames uniformly at random; the pick does not depend on the order of the shards."""
-    from campaign.science.selection import RandomSelector
-
-    p = task.params
-    avoid = set(p["avoid"])
-    spare = p["size"] + len(avoid) + 16  # refusals are rare; more are drawn when these do not suffice
-    while True:
-        selector = RandomSelector(spare, int(np.random.SeedSequence(p["seed"]).generate_state(1)[0]))
-        offered = 0
-        for shard in task.inputs:
-            place = store.locate("sample", shard)
-            n = place.stop - place.start
-            offered += n
-            selector.offer(np.full(n, int(shard, 16), dtype="uint64"), np.arange(n), None, 0.0)
-        chosen: list[tuple[int, int]] = []
-        refused: list[dict[str, str]] = []
-        for t, i in selector.finish().chosen:
-            name = frame_id(np.uint64(t), i)
-            if name in avoid or len(chosen) == p["size"]:
-                continue
-            shard, index = parse_frame_id(name)
-            _, reasons = _refuse(store.frames("sample", shard, [index]), p["min_distance"])
-            refused += reasons
-            if not reasons:
-                chosen.append((t, i))
-        if len(chosen) == p["size"] or spare >= offered:
-            return _outcome(chosen, refused, finished=True)
-        spare *= 2
+    if task.params["method"] == "draw":
+        return draw(task, store)
+    if task.params.get("whole_pool"):
+        return finish_pool(task, store) if task.params["finish"] else look_at(task, store, context.run)
+    return stream(task, store, context.run)

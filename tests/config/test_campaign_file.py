@@ -19,6 +19,7 @@ from campaign.config import (
     RNDStream,
     dump,
     load_campaign,
+    physics,
     read_potential_header,
     read_structure,
     template_path,
@@ -93,8 +94,47 @@ def test_frames_of_a_walker() -> None:
 
 def test_defaults_of_the_selector() -> None:
     select = RNDStream(size=32)
-    assert (select.candidates, select.early, select.min_distance) == (4.0, 0.5, 0.5)
-    assert select.representation.pooling == "species"
+    assert (select.candidates, select.early, select.min_distance) == (8.0, 0.5, 0.5)
+    assert select.representation.pooling == "species_std"
+
+
+def test_soap_is_another_representation() -> None:
+    select = RNDStream(size=32, representation={"model": "soap", "cutoff": 5})
+    assert select.representation.model_dump() == {
+        "model": "soap", "cutoff": 5.0, "n_max": 8, "l_max": 6, "sigma": 0.5, "pooling": "species_std"
+    }  # fmt: skip
+    assert RNDStream(size=32, representation={"features": 16}).representation.model == "schnet"
+
+
+@pytest.mark.parametrize(
+    ("representation", "key", "message"),
+    [
+        ("{model: sop}", ".model", "got 'sop'; did you mean 'soap'?"),
+        ("{model: soap, cutoff: 0.5}", ".cutoff", "got 0.5; write a number greater than 1"),
+        ("{model: soap, features: 3}", ".features", "the keys here are model, cutoff, n_max"),
+        ("{model: soap, l_max: 21}", ".l_max", "got 21"),
+        ("{pooling: atoms}", ".pooling", "got 'atoms'; write one of mean, species, species_std"),
+        ("soap", "", "got 'soap'; write '{model: schnet, ...}'"),
+    ],
+)
+def test_wrong_representations(tmp_path: Path, representation: str, key: str, message: str) -> None:
+    text = SMALL + f"select: {{method: rnd_stream, size: 2, representation: {representation}}}\n"
+    with pytest.raises(InputError) as caught:
+        loads(tmp_path, text)
+    line = len(text.splitlines())
+    assert f":{line}: select.representation{key}: " in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_soap_without_dscribe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SMALL + "select: {method: rnd_stream, size: 2, representation: {model: soap}}\n"
+    monkeypatch.setattr(physics, "find_spec", lambda name: object())
+    assert loads(tmp_path, text).select is not None
+    monkeypatch.setattr(physics, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"select\.representation\.model: SOAP .*; run pip install 'campaign\[select\]'"
+    ):
+        loads(tmp_path, text)
 
 
 def test_calculators_exist() -> None:

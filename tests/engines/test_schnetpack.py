@@ -1,13 +1,13 @@
-"""SchNet as descriptor and potential: exact against SchNetPack and finite differences; training; files."""
+"""SchNet as representation and potential: exact against SchNetPack and finite differences; training; files."""
 
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk
 
-from campaign.engines.schnetpack import WALL, Committee, Descriptor, Potential, load_schnetpack, network, schnet
+from campaign.engines.schnetpack import WALL, Committee, Potential, load_schnetpack, network, schnet
 from campaign.engines.schnetpack_train import reference_energies, shortest_distances, train
-from campaign.errors import EngineError, InputError, Unphysical
+from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
 
@@ -51,7 +51,7 @@ def labelled(n, seed=0):
     return frames.with_(energy=energy, forces=forces.reshape(n, 8, 3), stress=stress / frames.volume[:, None, None])
 
 
-# --- the descriptor
+# --- the representation
 
 
 def test_each_pair_once_gives_schnetpacks_own_representation():
@@ -75,47 +75,6 @@ def test_each_pair_once_gives_schnetpacks_own_representation():
         return model(inputs)["scalar_representation"].detach().numpy()
 
     np.testing.assert_allclose(run(ours, half), run(theirs, slice(None)), atol=1e-10)
-
-
-@pytest.mark.parametrize(("pooling", "d"), [("mean", 16), ("species", 64)])
-def test_descriptor_is_seeded_and_does_not_see_order_place_or_company(pooling, d):
-    frames = crystal(4, size=(2, 2, 2))
-
-    def make(seed):
-        return Descriptor([17, 11], features=16, interactions=2, cutoff=4.0, seed=seed, pooling=pooling)
-
-    x = make(1)(frames)
-    assert x.shape == (4, d) == (4, make(1).dimension)
-    assert x.dtype == np.float32
-    np.testing.assert_array_equal(x, make(1)(frames))
-    assert np.abs(x - make(2)(frames)).max() > 0.01
-    order = np.random.default_rng(0).permutation(64)
-    moved = frames.with_(numbers=frames.numbers[:, order], positions=frames.positions[:, order] + 1.7)
-    np.testing.assert_allclose(make(1)(moved), x, atol=2e-5)
-    np.testing.assert_allclose(make(1)(frames[2:3]), x[2:3], atol=2e-5)
-    assert np.abs(x[0] - x[1]).max() > 1e-3
-
-
-def test_descriptor_does_not_touch_the_global_random_numbers():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    Descriptor([11], features=8, interactions=1)
-    torch.testing.assert_close(torch.rand(3), expected)
-
-
-def test_pooling_by_species_is_mean_and_deviation():
-    d = Descriptor([11, 17], features=2, interactions=1, cutoff=3.0)
-    numbers = np.array([[11, 11, 17, 17]])
-    atoms = np.array([[[1.0, 2], [3, 2], [5, 0], [5, 4]]], dtype=np.float32)
-    np.testing.assert_allclose(d._pool(numbers, atoms), [[2, 2, 1, 0, 5, 2, 0, 2]])
-
-
-def test_descriptor_says_what_it_cannot_do():
-    with pytest.raises(InputError, match="species"):
-        Descriptor([11], pooling="atoms")
-    with pytest.raises(EngineError, match=r"knows Na, .* hold Cl"):
-        Descriptor([11], features=8, interactions=1)(crystal(1))
 
 
 # --- the potential

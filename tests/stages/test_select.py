@@ -2,8 +2,11 @@
 
 import pytest
 
+from campaign.config import Campaign
+from campaign.science.selectors import SELECTORS
 from campaign.stages.sample import Sample
-from campaign.stages.select import Select
+from campaign.stages.sample_file import Source
+from campaign.stages.select import Select, species_of
 
 
 @pytest.fixture
@@ -137,3 +140,108 @@ def test_a_random_selection_needs_no_stream(campaign, board, settle):
     assert len(board.sets["random"].chosen) == 4
     assert select.finished(board)
     assert select.total(board) == 2
+
+
+STREAMS = sorted(name for name, kind in SELECTORS.items() if not kind.whole_pool and name != "random")
+POOLS = sorted(name for name, kind in SELECTORS.items() if kind.whole_pool)
+
+
+@pytest.mark.parametrize("method", STREAMS)
+def test_every_selector_of_a_stream_is_a_chain(campaign, board, settle, method):
+    spec = campaign(select={"method": method, "size": 6})
+    sample, select = Sample(spec, {}), Select(spec)
+    list(sample.plan(board))
+    finish(sample, board, settle)
+    chain = []
+    while tasks := list(select.plan(board)):
+        for task in tasks:
+            settle(select, board, task)
+            chain += [task] if task.params["method"] == method else []
+    assert len(chain) == 9
+    assert [t.inputs for t in chain[1:-1]] == [
+        (before.id, shard.task.id) for before, shard in zip(chain[:-2], board.shards[1:], strict=True)
+    ]
+    assert {"representation", "species"} <= chain[0].params.keys() or method != "rnd_stream"
+
+
+@pytest.mark.parametrize("method", POOLS)
+def test_a_selector_of_the_pool_looks_at_shards_in_any_order(campaign, board, settle, method):
+    spec = campaign(select={"method": method, "size": 6})
+    sample, select = Sample(spec, {}), Select(spec)
+    list(sample.plan(board))
+    settle(sample, board, board.shards[1].task)
+    (first,) = select.plan(board)
+    assert first.inputs == (board.shards[1].task.id,)
+    assert "size" not in first.params  # another size describes nothing again
+    finish(sample, board, settle)
+    others = [t for t in select.plan(board) if t.params["method"] == method]
+    assert len(others) == 7
+    for task in [*others[::-1], first]:
+        assert not any(t.name.endswith("finish") for t in select.plan(board))
+        settle(select, board, task, result={"chosen": [], "refused": [], "finished": False})
+    (last,) = (t for t in select.plan(board) if t.params["method"] == method)
+    by_shard = {t.inputs[0]: t.id for t in [first, *others]}
+    assert last.inputs == tuple(by_shard[s.task.id] for s in board.shards)
+    settle(select, board, last, result={"chosen": ["a:0"], "refused": [], "finished": True})
+    assert board.sets[method].closed
+    assert select.packable(board) == [[*last.inputs, last.id]]
+
+
+def test_a_shard_that_cannot_be_described_is_left_out(campaign, board, settle):
+    spec = campaign(select={"method": "rnd", "size": 6})
+    sample, select = Sample(spec, {}), Select(spec)
+    list(sample.plan(board))
+    finish(sample, board, settle)
+    looks = [t for t in select.plan(board) if t.params["method"] == "rnd"]
+    for task in looks:
+        state = "quarantined" if task is looks[2] else "done"
+        settle(select, board, task, state, {"chosen": [], "refused": [], "finished": False})
+    (last,) = (t for t in select.plan(board) if t.params["method"] == "rnd")
+    assert last.inputs == tuple(t.id for t in looks if t is not looks[2])
+    settle(select, board, last, "quarantined")
+    assert board.sets["rnd"].closed
+    assert list(select.plan(board)) or select.total(board)
+    assert board.sets["rnd"].chosen == []
+
+
+def test_the_times_of_a_shard(campaign, board):
+    spec = campaign(select={"method": "uniform_time", "size": 4})
+    sample, select = Sample(spec, {}), Select(spec)
+    list(sample.plan(board))
+    assert [select._times(s, board) for s in board.shards] == [
+        [0, 0, 1, 20],
+        [0, 0, 1, 20],
+        [1, 0, 1, 10],
+        [0, 8, 1, 20],
+        [0, 8, 1, 20],
+        [1, 5, 1, 10],
+        [0, 16, 1, 20],
+        [0, 16, 1, 20],
+    ]
+
+
+def test_a_pool_that_is_too_small_is_taken_whole_and_that_is_said(campaign, board, settle):
+    spec = campaign(select={"method": "random", "size": 100})
+    sample, select = Sample(spec, {}), Select(spec)
+    list(sample.plan(board))
+    finish(sample, board, settle)
+    (task,) = list(select.plan(board))
+    settle(select, board, task, result={"chosen": ["a:0", "a:1"], "refused": [], "finished": True})
+    assert board.sets["random"].note == "random: only 2 frames could be chosen, not 100: all are taken"
+    assert board.sets["held_out"].note == ""
+
+
+def test_the_species_are_those_of_the_whole_campaign(campaign):
+    def source(species):
+        return Source(0, "a.extxyz", "/a.extxyz", [], "", 1, 64, [], species, [])
+
+    spec = campaign()
+    assert species_of(spec, []) == {"species": ["Ar"], "structure": None}
+    assert species_of(spec, [source(["Na", "Cl"])]) == {"species": ["Ar", "Cl", "Na"], "structure": None}
+    file = {"method": "file", "file": "a.extxyz"}
+    assert species_of(campaign(sample=[file]), [source(["Na"]), source(["K"])])["species"] == ["K", "Na"]
+    other = campaign(system={"structure": {"file": "start.extxyz"}})
+    assert species_of(other, []) == {"species": [], "structure": {"file": "start.extxyz"}}
+    packing = campaign(system={"structure": {"packing": {"Na": 4, "Cl": 4}, "density": 1.0}})
+    assert species_of(packing, [])["species"] == ["Cl", "Na"]
+    assert isinstance(packing, Campaign)
