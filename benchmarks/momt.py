@@ -149,8 +149,8 @@ def cost(sizes: Sizes, table: Table) -> None:
     """Time plain NPT and MOMT on one trajectory: the bias is flat, and is learned with deposits next to nothing high.
 
     All that MOMT does at a step is done, and what LAMMPS has to do is the same to the last bit. MOMT needs the energy
-    at every step; once LAMMPS has to give energies of the atoms at all, it then adds those up at every step too. So both
-    are timed without energies of the atoms, and with them.
+    at every step; once LAMMPS has to give energies of the atoms at all, it then adds those up at every step too. So
+    both are timed without energies of the atoms, and with them.
     """
     for atoms in (32, 108):
         total = EVERY * sizes.frames * (sizes.rounds + 1)
