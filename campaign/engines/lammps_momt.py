@@ -156,7 +156,7 @@ class Momt:
         none = np.zeros((0, 3), "int64")
         self.base, self.signs = (order.base, order.signs) if order is not None else (np.ones(3, "int64"), none)
         self.strength = order.strength if order is not None else 1.0
-        self.waves = np.zeros((n, 3, 2))
+        self.waves = np.zeros((2, n, 3))
         self.sums = np.zeros((len(self.signs), 2))
         self.lines = np.zeros((2, max(bins)))
         self.weights = np.zeros((2, 2, 4))
@@ -301,8 +301,8 @@ class Momt:
             raise Unphysical(f"The enthalpy is not finite at step {step} of the segment.")
         q = 0.0
         if self.order is not None:
-            if len(x) > len(self.waves):
-                self.waves = np.zeros((len(x), 3, 2))
+            if len(x) != self.waves.shape[1]:
+                self.waves = np.zeros((2, len(x), 3))
             self.sums[:] = 0.0
             momt.structure_sums(x, inverse, self.base, self.signs, self.waves, self.sums)
             if self._comm is not None:
@@ -406,7 +406,7 @@ def _table(walker: Momt) -> list[Any]:
             *(a.ctypes.data for a in arrays),
             *walker.grid.shape,
             len(walker.signs),
-            len(walker.waves),
+            walker.waves.shape[1],
             walker.lines.shape[1],
         ],
         dtype="int64",

@@ -41,7 +41,7 @@ def crystal(kind):
 
 
 def q_of(atoms, order):
-    waves, sums = np.zeros((len(atoms), 3, 2)), np.zeros((len(order.signs), 2))
+    waves, sums = np.zeros((2, len(atoms), 3)), np.zeros((len(order.signs), 2))
     momt.structure_sums(atoms.positions, np.linalg.inv(np.array(atoms.cell)), order.base, order.signs, waves, sums)
     return momt.order_of(sums, len(atoms), order.strength), waves, sums
 
@@ -101,6 +101,16 @@ def test_the_height_of_a_deposit_falls_as_one_over_their_number():
     held = ensemble(hold=5000).parameters()
     assert momt.height_of(4999.0, held) == 0.1
     assert momt.height_of(5000.0, held) == pytest.approx(240 / 5001)
+
+
+def test_turns_are_cosine_and_sine_to_rounding():
+    angles = np.concatenate([np.linspace(-3, 3, 4801), np.random.default_rng(1).normal(size=5000) * 40]).reshape(-1, 1)
+    angles = np.repeat(angles, 3, axis=1)
+    c, s = angles.copy(), np.zeros_like(angles)
+    momt.turns(c, s)
+    exact = 2 * np.pi * (angles - np.round(angles))
+    assert np.abs(c - np.cos(exact)).max() < 5e-16
+    assert np.abs(s - np.sin(exact)).max() < 5e-16
 
 
 @pytest.mark.parametrize("kind", CRYSTALS)
