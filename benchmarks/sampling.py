@@ -4,6 +4,7 @@
     python benchmarks/sampling.py rate nacl       some of them
 
 rate    two NPT walkers of 108 nickel atoms on two cores, every 50th step into Zarr, against two lmp without output
+keep    segments of one walker with all that becomes of them, against LAMMPS alone, in turns in one process
 nacl    mean volume of molten NaCl at 1400 K from a campaign's pool, against lmp on the same potential lines
 grid    templates/nacl-nvt-grid.yaml, shortened: density, pressure and energy at each volume
 """
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from ase.build import bulk
 from ase.data import atomic_masses
-from common import parser, report
+from common import interleaved, parser, report
 from runs import (
     TEMPLATES,
     Plain,
@@ -40,10 +41,15 @@ from runs import (
     start_plain,
 )
 
-from campaign.engines.lammps import BAR
+from campaign.engines.dynamics import Segment, Start, run_segment
+from campaign.engines.lammps import BAR, Lammps
+from campaign.engines.lammps_potential import load_potential
+from campaign.frames import Frames
 from campaign.science.momt import BOLTZMANN
+from campaign.store.store import Store
+from campaign.tasks import Task, new_record
 
-SECTIONS = ("rate", "nacl", "grid")
+SECTIONS = ("rate", "keep", "nacl", "grid")
 
 #: MD steps between frames; the share of a point of the grid that is left out of its means.
 EVERY, EARLY = 50, 0.25
@@ -52,7 +58,12 @@ EVERY, EARLY = 50, 0.25
 MOLTEN, THERMO, MELT = 1400.0, 10, ((2500.0, 6.0), (1400.0, 10.0))
 
 #: What is asked, by the name of the figure: at most where it says "z" or "least", at least elsewhere.
-ASKED: dict[str, float] = {"nacl z": 3.0, "grid least A^3 of 200 atoms": 6000.0, "grid most A^3 of 200 atoms": 9000.0}
+ASKED: dict[str, float] = {
+    "keep campaign / LAMMPS alone": 0.95,
+    "nacl z": 3.0,
+    "grid least A^3 of 200 atoms": 6000.0,
+    "grid most A^3 of 200 atoms": 9000.0,
+}
 
 #: Volumes are set to so much, relative.
 ROUNDING = 1e-6
@@ -120,6 +131,42 @@ def rate(sizes: Sizes, table: Table) -> None:
     table.add("rate frames/s, two lmp without output, their loops alone", median(theirs))
     table.add("rate campaign / lmp, whole", median(a / b for a, b in zip(ours, theirs, strict=True)))
     table.add("rate campaign / lmp, without start-up", median(a / b for a, b in zip(steady, theirs, strict=True)))
+
+
+def keep(sizes: Sizes, table: Table) -> None:
+    """Time segments with all that becomes of them (start, frames, store, checkpoint) against LAMMPS alone, in turns.
+
+    One walker on one core, in one process: what ``rate`` measures, without what else the machine is doing.
+    """
+    structure = bulk("Ni", "fcc", a=3.52, cubic=True) * (3, 3, 3)
+    potential = load_potential(TEMPLATES / "potentials" / "ni.lmp")
+    store = Store(sizes.folder / "keep.zarr")
+    segment = Segment(sizes.segment, EVERY, 0, 0.002, (2000.0, 2000.0), 1.0)
+    start = Start(structure.numbers, structure.positions, np.array(structure.cell), 1, ((4000.0, 2.0, 1.0),))
+    state = {"checkpoint": run_segment(potential, segment, start)[1], "count": 0}
+
+    def ours() -> None:
+        arrays, checkpoint = run_segment(potential, segment, state["checkpoint"])
+        task = Task("sample", "keep", {"number": state["count"]})
+        frames = Frames.build(
+            structure.numbers, **{k: v for k, v in arrays.items() if k != "kinetic"}, task=task.number
+        )
+        left = {"restart": np.frombuffer(checkpoint, dtype="uint8")}
+        store.publish(new_record(task, 0), dict(frames.arrays()), left)
+        state.update(checkpoint=checkpoint, count=state["count"] + 1)
+
+    with Lammps(potential) as alone:
+        alone.restart(state["checkpoint"])
+        alone.command("timestep 0.002")
+        alone.command("fix md all npt temp 2000.0 2000.0 0.1 iso 1.0 1.0 1.0")
+        steps = sizes.segment * EVERY
+        alone.command(f"thermo {steps}")
+        alone.command("run 100 post no")
+        theirs = lambda: alone.command(f"run {steps} pre no post no")  # noqa: E731
+        seconds = interleaved({"ours": ours, "theirs": theirs}, 4 * sizes.rounds)
+    table.add("keep frames/s into Zarr, one walker", sizes.segment / seconds["ours"])
+    table.add("keep the same steps of LAMMPS alone", sizes.segment / seconds["theirs"])
+    table.add("keep campaign / LAMMPS alone", seconds["theirs"] / seconds["ours"])
 
 
 def nacl(sizes: Sizes, table: Table) -> None:
@@ -209,7 +256,7 @@ def main() -> None:
     given = {k: getattr(options, k) for k in ("steps", "segment", "rounds", "nacl", "grid")}
     sizes = replace(sizes, **{k: v for k, v in given.items() if v is not None})
     table = Table([], {})
-    works = {"rate": rate, "nacl": nacl, "grid": grid}
+    works = {"rate": rate, "keep": keep, "nacl": nacl, "grid": grid}
     try:
         for section in options.sections or SECTIONS:
             works[section](sizes, table)
