@@ -268,7 +268,9 @@ class Flow:
             The folder of the tasks' own files, where a training in flight says how far it is.
         """
         stages: dict[str, Json] = {}
-        for key in ("sample", "select", "label", "train", "validate"):
+        for key in ("sample", "select", "distill", "label", "train", "validate"):
+            if key not in all_stages and key == "distill":
+                continue  # rare: it is named where it is asked for
             if key not in all_stages:
                 stages[key] = {"state": "skipped", "done": 0, "total": 0, "failed": 0}
             elif key not in self._by_name:
@@ -276,7 +278,7 @@ class Flow:
             else:
                 stages[key] = self._stage_status(self._by_name[key], live)
         elapsed = max(time.time() - self.started, 1e-6)
-        training = next((s for s in self.board.sets.values()), None)
+        training = next((s for s in self.board.sets.values() if s.train), self.board.source)
         states = {s["state"] for s in stages.values()} - {"skipped"}
         if live:
             state = "running"
@@ -294,7 +296,7 @@ class Flow:
             "frames": self.frames,
             "selected": len(training.chosen) if training is not None else 0,
             "labelled": sum(1 for t in self.board.labels.values() if t),
-            "notes": [s.note for s in self.board.sets.values() if s.note],
+            "notes": [s.note for s in (self.board.source, *self.board.sets.values()) if s and s.note],
             "failures": [{"task": r["task"], "stage": r["stage"], "cause": r["cause"]} for r in self.failures],
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,
@@ -344,7 +346,7 @@ class Flow:
         latest: tuple[float, float] | None = None
         for task in self.flying.values():
             path = logs / task.id / "epochs.jsonl"
-            if task.stage == "train" and path.exists():
+            if task.stage in ("train", "distill") and path.exists():
                 lines = path.read_text().splitlines()
                 if lines and lines[-1].endswith("}"):
                     found = (path.stat().st_mtime, float(json.loads(lines[-1])["loss"]))

@@ -6,6 +6,7 @@ stage tells another stands on a board: shards of the pool, sets of chosen frames
 
     sample    walkers run segments of molecular dynamics; every finished segment is a shard of the pool
     select    one selector sees each shard once, in a fixed order, while sampling goes on
+    distill   an ensemble finds the few frames of the pool, or of the selection, that the others can be predicted from
     label     every chosen frame is computed by the reference method as soon as it is chosen
     train     an ensemble for each training set
     validate  errors, stability, structure: a verdict for each
@@ -40,6 +41,7 @@ def stages_of(
     campaign: Campaign, digests: dict[str, str], until: str | None = None, sources: Sequence[Source] = ()
 ) -> list[Stage]:
     """Return the stages of a campaign in order, up to and including ``until``; sources are its files of frames."""
+    from campaign.stages.distill import Distill
     from campaign.stages.label import Label
     from campaign.stages.sample import Sample
     from campaign.stages.select import Select
@@ -49,6 +51,8 @@ def stages_of(
     stages: list[Stage] = [Sample(campaign, digests, sources)]
     if campaign.select:
         stages.append(Select(campaign, sources))
+    if campaign.distill:
+        stages.append(Distill(campaign))
     if campaign.label:
         stages.append(Label(campaign, digests))
     if campaign.train:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from campaign.errors import InputError
 from campaign.inputs import frame_sources
 from campaign.stages.board import Board
+from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
 from campaign.stages.select import species_of
 from campaign.tasks import Context, Json, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded, Site
+    from campaign.config.campaign_file import UQ
     from campaign.stages.sample_file import Source
 
 #: Rough costs on one core of 2025, to tell minutes from months: seconds an atom for a step of classical MD, a label,
@@ -173,6 +175,7 @@ def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[
     tasks, what, seconds = {
         "sample": _sample_cost,
         "select": _select_cost,
+        "distill": _distill_cost,
         "label": _label_cost,
         "train": _train_cost,
         "validate": _validate_cost,
@@ -209,6 +212,9 @@ def _sampling(spec: Campaign, sources: Sequence[Source]) -> Sample:
 def _sizes(spec: Campaign) -> tuple[int, int, int]:
     """Return the sizes of the training set, the sets compared with it, and the test set."""
     size = spec.select.size if spec.select else 0
+    if spec.distill:  # it may well be less
+        most = spec.distill.size if spec.distill.method == "grid" else _distilled(spec.distill)
+        size = min(most, size) if spec.select else most
     tests = [t for t in spec.validation if t.method == "errors"]
     return size, size * max((len(t.against) for t in tests), default=0), max((t.held_out for t in tests), default=0)
 
@@ -217,8 +223,9 @@ def _select_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple
     assert spec.select is not None
     frames = _frames(spec, sources)
     shards = _sampling(spec, sources).total(Board())
-    tests = [t for t in spec.validation if t.method == "errors"]
-    tasks = (shards + 1 if spec.select.method != "random" else 1) + (1 if tests else 0) + (1 if _sizes(spec)[1] else 0)
+    tests = [t for t in spec.validation if t.method == "errors" and not spec.distill]  # else it draws their sets
+    draws = (1 if tests else 0) + (1 if tests and _sizes(spec)[1] else 0)
+    tasks = (shards + 1 if spec.select.method != "random" else 1) + draws
     what = f"{spec.select.method}: {spec.select.size} of {frames} frames"
     seconds = frames * atoms * DESCRIPTOR
     size, width = _features(spec, atoms, sources)
@@ -244,6 +251,28 @@ def _features(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[fl
     else:
         each = kind.n_max * kinds * (kind.n_max * kinds + 1) // 2 * (kind.l_max + 1)
     return PICK[select.method], each * {"mean": 1, "species": kinds, "species_std": 2 * kinds}[kind.pooling]
+
+
+def _distilled(spec: UQ) -> int:
+    """Return how many frames are chosen when all iterations are spent."""
+    return spec.initial + spec.iterations * spec.batch
+
+
+def _distill_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
+    assert spec.distill is not None
+    board = Board()
+    list(_sampling(spec, sources).plan(board))  # puts the shards on the board
+    tasks = Distill(spec).total(board)
+    frames = _frames(spec, sources)
+    frames = min(spec.select.size, frames) if spec.select else frames
+    if spec.distill.method == "grid":
+        return tasks, f"grid: {min(spec.distill.size, frames)} of {frames} frames", 0.0
+    d = spec.distill
+    epochs = d.epochs or (spec.train.epochs if spec.train and spec.train.model == "schnet" else 0)
+    trained = d.train_fraction * sum(d.initial + k * d.batch for k in range(d.iterations + 1))
+    seconds = d.members * atoms * (trained * epochs * TRAIN + (d.iterations + 1) * frames * MODEL_STEP)
+    what = f"uq: at most {min(_distilled(d), frames)} of {frames} frames, {d.iterations + 1} ensembles of {d.members}"
+    return tasks, what, seconds
 
 
 def _label_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:

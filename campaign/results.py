@@ -19,6 +19,7 @@ from campaign.errors import InputError, StoreError
 from campaign.flow import Flow
 from campaign.frames import Frames
 from campaign.stages.board import FrameSet
+from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
 from campaign.stages.select import Select
 from campaign.stages.trained import HISTORY, export_model, load_model, model_path
@@ -39,7 +40,7 @@ Segment = tuple[Task, Record]
 
 
 def write_outputs(flow: Flow, run: Path, store: Store) -> None:
-    """Write models and validation results of what is finished.
+    """Write models, validation results and the figures of a distillation, of what is finished.
 
     Raises
     ------
@@ -54,6 +55,9 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
                 path.unlink()
         for name, text in results.items():
             (run / "validation" / name).write_text(text)
+        figures = [i for stage in flow.stages if isinstance(stage, Distill) for i in stage.iterations]
+        if figures:
+            (run / "distillation.json").write_text(json.dumps(figures, indent=1))
     except OSError as error:
         raise translate(error, run) from error
 
@@ -309,6 +313,19 @@ def _order(store: Store, task: Task, rows: Any) -> list[float | None]:
 
 def _selection(flow: Flow, store: Store) -> dict[str, Json]:
     """Return novelty along the stream, thinned, with every chosen frame."""
+    distilled = next((s.sets[0] for s in flow.stages if isinstance(s, Distill)), None)
+    if distilled is not None and distilled.chosen:  # what was selected before it is neither labelled nor trained on
+        source = flow.board.source
+        return {
+            "method": distilled.name,
+            "novelty": [],
+            "temperature": [],
+            "chosen": [],
+            "refused": distilled.refused,
+            "note": distilled.note,
+            "seen": len(source.chosen) if source is not None else flow.frames,
+            "picked": len(distilled.chosen),
+        }
     stage = next((s for s in flow.stages if isinstance(s, Select)), None)
     if stage is None or not (stage.stream or stage.sets[0].chosen):
         return {}

@@ -25,6 +25,7 @@ from campaign.config.fields import (
     Positive,
     Pressures,
     Scalars,
+    Several,
     Switch,
     Temperature,
     Window,
@@ -55,7 +56,7 @@ CALCULATORS = {
 
 #: Known words of the campaign file that this version does not do yet, by key ("" holds the top-level keys).
 NOT_YET: dict[str, frozenset[str]] = {
-    "": frozenset({"distill", "transfer", "learn"}),
+    "": frozenset({"transfer", "learn"}),
     "select.method": frozenset({"uq"}),
     "label.engine": frozenset({"cp2k"}),
     "train.model": frozenset({"ani", "gap"}),
@@ -368,11 +369,10 @@ class Environments(Model):
     sigma: Positive = Field(0.5, description="width of the Gaussian that stands for an atom, Å")
 
 
-class Selection(Model):
-    """What all selectors share: how many frames, and which are refused."""
+class Refusing(Model):
+    """What all that choose frames share: which are refused."""
 
     method: str
-    size: Count = Field(description="frames to select", examples=[32])
     min_distance: NonNegative = Field(
         0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
     )
@@ -383,6 +383,12 @@ class Selection(Model):
     volume: Interval | None = Field(
         None, description="frames with a volume outside are refused, Å^3/atom", examples=[[15, 60]]
     )
+
+
+class Selection(Refusing):
+    """What all selectors share: how many frames, and which are refused."""
+
+    size: Count = Field(description="frames to select", examples=[32])
 
 
 class RNDStream(Selection):
@@ -468,6 +474,43 @@ Select = Annotated[
     | Annotated[RND, Tag("@rnd")]
     | Annotated[REMatch, Tag("@rematch")],
     Discriminator(tag_by("method")),
+]
+
+
+class UQ(Refusing):
+    """Distillation by the uncertainty of an ensemble: the frames in which its members disagree are added."""
+
+    method: Literal["uq"] = "uq"
+    members: Several = Field(5, description="models of the ensemble, at least 2")
+    iterations: Count = Field(10, description="how often uncertain frames are added, at most")
+    train_fraction: Fraction = Field(
+        0.2, gt=0, description="share of the frames chosen so far that each member is trained on, its own at random"
+    )
+    target_mae: Positive = Field(
+        0.001, description="mean absolute error of the energy at which it ends, on the frames not chosen, eV/atom"
+    )
+    initial: Several = Field(100, description="frames to begin with, drawn at random, at least 2")
+    batch: Count = Field(100, description="frames added each time")
+    add: Literal["uncertain", "random"] = Field(
+        "uncertain", description="which frames are added: uncertain ones, or random ones to compare with"
+    )
+    score: Literal["max", "mean"] = Field("max", description="a frame's uncertainty: its atoms' largest, or their mean")
+    candidates: Number = Field(
+        4.0, ge=1, description="the most uncertain frames that a batch is thinned from, as a multiple of batch"
+    )
+    epochs: Count | None = Field(None, description="passes over the training set; default those of 'train'")
+
+
+class GridDistillation(Refusing):
+    """Distillation without models: uniform over the cells of a grid in enthalpy and order."""
+
+    method: Literal["grid"] = "grid"
+    size: Count = Field(description="frames to choose", examples=[500])
+    bins: tuple[Bins, Bins] = Field((16, 16), description="most cells along each, at least 2", examples=[[16, 16]])
+
+
+Distill = Annotated[
+    Annotated[UQ, Tag("@uq")] | Annotated[GridDistillation, Tag("@grid")], Discriminator(tag_by("method"))
 ]
 
 
@@ -602,6 +645,9 @@ class Campaign(Model):
         min_length=1, description="list of sampling runs", examples=["[{method: npt, ...}]"]
     )
     select: Select | None = Field(None, description="frames to label", examples=["{method: rnd_stream, size: 32}"])
+    distill: Distill | None = Field(
+        None, description="the few frames that the others can be predicted from", examples=["{method: uq}"]
+    )
     label: Label | None = Field(None, description="what labels them", examples=["{engine: lammps}"])
     train: Train | None = Field(None, description="what is trained", examples=["{model: schnet}"])
     validation: tuple[Validate, ...] = Field(
@@ -623,5 +669,11 @@ class Campaign(Model):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that this campaign has, in order."""
-        parts = {"select": self.select, "label": self.label, "train": self.train, "validate": self.validation}
+        parts = {
+            "select": self.select,
+            "distill": self.distill,
+            "label": self.label,
+            "train": self.train,
+            "validate": self.validation,
+        }
         return ("sample", *(name for name, part in parts.items() if part))

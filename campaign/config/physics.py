@@ -18,7 +18,12 @@ from campaign.config.data_files import Fault, find, find_frames, potential_heade
 from campaign.config.yaml_lines import Document, Problem, join, show
 
 #: Stages that each stage works on the results of.
-NEEDS = {"label": ("select",), "train": ("select", "label"), "validate": ("train",)}
+NEEDS = {
+    "distill": ("train",),
+    "label": ("select",),
+    "train": ("select", "label"),
+    "validate": ("train",),
+}
 
 #: Atoms in the cell of each prototype that is repeated: the cubic one, where there is a cubic one.
 ATOMS = {"rocksalt": 8, "zincblende": 8, "cesiumchloride": 2, "fcc": 4, "bcc": 2, "hcp": 2, "sc": 1, "diamond": 8}
@@ -108,6 +113,7 @@ def check_keys(view: View) -> Iterator[Problem]:
     yield from _pool_size(view)
     yield from _representation(view)
     yield from _selector(view)
+    yield from _distillation(view)
     loss = view.mapping("train", "loss")
     names = list(Loss.model_fields)
     if names and all(loss.get(n) == 0 for n in names):
@@ -130,6 +136,28 @@ def _selector(view: View) -> Iterator[Problem]:
         yield view.problem(("select", "method"), what, method, remedy)
 
 
+def _distillation(view: View) -> Iterator[Problem]:
+    """Check that what is distilled has the labels that the models are trained on: those of the pool itself.
+
+    Frames of a file have whatever labels the file has; of them nothing is known here.
+    """
+    engine = view.text("label", "engine")
+    if not _present(view, "distill") or engine is None:
+        return
+    methods = {view.text("sample", i, "method") for i in range(len(view.items("sample")))} - {None, "file"}
+    own = view.text("label", "potential", "lammps")
+    given = view.text("system", "potential", "lammps")
+    what = "distillation works with the energies and forces that frames were sampled with, and these labels are others"
+    if methods & set(DYNAMICS) and (engine != "lammps" or own not in (None, given)):
+        got, remedy = engine, "write 'label: {engine: lammps}' with system.potential, or remove 'distill'"
+        key: tuple[Part, ...] = ("label", "engine")
+        if engine == "lammps":
+            got, key = own or "", ("label", "potential", "lammps")
+        yield view.problem(key, what, show(got), remedy)
+    elif "fake" in methods and engine != "fake":
+        yield view.problem(("label", "engine"), what, show(engine), "write 'engine: fake', or remove 'distill'")
+
+
 def _present(view: View, stage: str) -> bool:
     data = view.document.data
     return isinstance(data, dict) and bool(data.get(stage))
@@ -138,6 +166,8 @@ def _present(view: View, stage: str) -> bool:
 def _stage_order(view: View) -> Iterator[Problem]:
     for stage, needed in NEEDS.items():
         missing = [n for n in needed if not _present(view, n)]
+        if _present(view, "distill"):  # it chooses from the pool itself where nothing was selected
+            missing = [n for n in missing if n != "select"]
         if _present(view, stage) and missing:
             names = " and ".join(f"'{n}'" for n in missing)
             what = f"'{stage}' works on the results of {names}"

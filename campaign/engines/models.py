@@ -22,6 +22,9 @@ class Model(Protocol):
     def evaluate(self, frames: Frames) -> tuple[Array, Array, Array]:
         """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive."""
 
+    def atomic_energies(self, frames: Frames) -> Array:
+        """Return the energies of the atoms (n, a) eV; they add up to the energy."""
+
     def export(self, path: Path) -> None:
         """Write it as a file of its own."""
 

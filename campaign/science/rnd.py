@@ -13,133 +13,8 @@ from typing import ClassVar
 import numpy as np
 
 from campaign.frames import Array
+from campaign.science.distillation import Distillation, Moments, farthest
 from campaign.science.selection import CHOSEN, PASSED, REFUSED, WAITING, Batch, Id, Offer, ended, judged
-
-
-class Distillation:
-    """The two networks: ReLU perceptrons of the same shape and different random weights (numpy, float64).
-
-    Parameters
-    ----------
-    dimension
-        Length of a descriptor.
-    seed
-        Decides f, the first g and the minibatches.
-    hidden, out
-        Width of the two hidden layers, and of the space in which f and g are compared.
-    steps
-        Most steps of Adam after each choice.
-    tolerance
-        g counts as fit when its worst frame is this small a part of the mean of f^2.
-    """
-
-    def __init__(
-        self, dimension: int, seed: int, hidden: int = 64, out: int = 32, steps: int = 100, tolerance: float = 1e-3
-    ) -> None:
-        self.seed, self.steps, self.tolerance = seed, steps, tolerance
-        self.shapes = [(dimension, hidden), (hidden, hidden), (hidden, out)]
-        rng = np.random.default_rng([seed & (2**63 - 1), 0x524E44])
-        self._target = self._random(rng)
-        self.weights = self._random(rng)
-
-    def novelty(self, x: Array) -> Array:
-        """Return (n,) float64, the mean squared difference of f and g at the normalised descriptors ``x`` (n, d)."""
-        return np.asarray((self.residual(x) ** 2).mean(axis=1))
-
-    def residual(self, x: Array) -> Array:
-        """Return (n, out), f - g at ``x``: what g has not learned."""
-        return np.asarray(self.target(x) - _forward(self._layers(self.weights), x)[-1])
-
-    def target(self, x: Array) -> Array:
-        """Return f at ``x``, (n, out)."""
-        return _forward(self._layers(self._target), x)[-1]
-
-    def fit(self, x: Array, rate: float = 5e-3, batch: int = 48) -> int:
-        """Train g on f over all of ``x`` (k, d), the newest frame last, until it fits or ``steps`` is reached.
-
-        Adam starts afresh each time: nothing but ``weights`` is carried from call to call. Returns the steps taken.
-        """
-        y = self.target(x)
-        enough = self.tolerance * max(float((y**2).mean()), 1e-12)
-        layers, gradient = self._layers(self.weights), np.empty_like(self.weights)
-        slots = self._layers(gradient)
-        first, second = np.zeros_like(gradient), np.zeros_like(gradient)
-        rng = np.random.default_rng([self.seed & (2**63 - 1), len(x)])
-        for step in range(1, self.steps + 1):
-            rows = np.arange(len(x))
-            if len(x) > batch:  # rehearsal stays cheap: the newest frame and a random part of the others
-                rows = np.append(rng.choice(len(x) - 1, batch - 1, replace=False), len(x) - 1)
-            worst = _backward(layers, x[rows], y[rows], slots)
-            if worst < enough:
-                return step
-            first += 0.1 * (gradient - first)
-            second += 0.01 * (gradient**2 - second)
-            size = rate / (1.0 - 0.9**step)
-            self.weights -= size * first / (np.sqrt(second / (1.0 - 0.99**step)) + 1e-8)
-        return self.steps
-
-    def _layers(self, flat: Array) -> list[tuple[Array, Array]]:
-        """Return views of one vector as (matrix, bias) of each layer."""
-        layers, start = [], 0
-        for rows, columns in self.shapes:
-            end = start + rows * columns
-            layers.append((flat[start:end].reshape(rows, columns), flat[end : end + columns]))
-            start = end + columns
-        return layers
-
-    def _random(self, rng: np.random.Generator) -> Array:
-        parts = []
-        for rows, columns in self.shapes:
-            parts += [rng.normal(0.0, np.sqrt(2.0 / rows), rows * columns), rng.normal(0.0, 0.1, columns)]
-        return np.concatenate(parts)
-
-
-def _forward(layers: list[tuple[Array, Array]], x: Array) -> list[Array]:
-    """Return the input and the output of every layer."""
-    out = [np.asarray(x, dtype=np.float64)]
-    for k, (matrix, bias) in enumerate(layers):
-        y = out[-1] @ matrix + bias
-        out.append(np.maximum(y, 0.0) if k < len(layers) - 1 else y)
-    return out
-
-
-def _backward(layers: list[tuple[Array, Array]], x: Array, y: Array, slots: list[tuple[Array, Array]]) -> float:
-    """Write the gradient of the mean squared error into ``slots``; return the error of the worst frame."""
-    outputs = _forward(layers, x)
-    difference = outputs[-1] - y
-    flow = 2.0 / len(x) * difference
-    for k in range(len(layers) - 1, -1, -1):
-        slots[k][0][...] = outputs[k].T @ flow
-        slots[k][1][...] = flow.sum(axis=0)
-        if k:
-            flow = (flow @ layers[k][0].T) * (outputs[k] > 0.0)
-    return float((difference**2).mean(axis=1).max())
-
-
-class Moments:
-    """Running mean and variance of descriptors (Welford; blocks joined as in Chan et al. 1979)."""
-
-    def __init__(self, dimension: int) -> None:
-        self.count = 0
-        self.values = np.zeros((2, dimension))  # mean, sum of squared deviations
-
-    def add(self, x: Array) -> None:
-        """Count the rows of ``x`` (n, d)."""
-        if not len(x):
-            return
-        x = x.astype(np.float64)
-        mean, squares = self.values
-        block, n = x.mean(axis=0), len(x)
-        delta, total = block - mean, self.count + n
-        squares += ((x - block) ** 2).sum(axis=0) + delta**2 * (self.count * n / total)
-        mean += delta * (n / total)
-        self.count = total
-
-    def normalise(self, x: Array) -> Array:
-        """Return ``x`` with zero mean and unit variance; a feature that never varies becomes 0."""
-        mean, squares = self.values
-        deviation = np.sqrt(squares / max(self.count, 1))
-        return np.asarray((x - mean) / np.maximum(deviation, 1e-6 * np.abs(mean) + 1e-12))
 
 
 class RNDStream:
@@ -164,11 +39,11 @@ class RNDStream:
     seed
         Decides both networks.
     candidates
-        The candidate set holds ``candidates * size`` frames.
+        The candidate set holds ``candidates * size`` frames; half of them, but ``size`` at least, when it was thinned.
     early
         At most ``floor(early * size * progress)`` frames are final at any time before ``finish``.
     steps
-        Most steps of Adam after each choice.
+        Most steps of Adam after each choice: what one choice costs, however long the stream is.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"descriptors"})
@@ -177,8 +52,10 @@ class RNDStream:
 
     #: Novelties of which the threshold is a quantile.
     RECENT = 4096
+    #: Frames of a step of Adam, and its length: a few longer steps learn as much as is needed to tell frames apart.
+    BATCH, RATE = 32, 3e-3
 
-    def __init__(self, size: int, seed: int, candidates: float = 8, early: float = 0.5, steps: int = 100) -> None:
+    def __init__(self, size: int, seed: int, candidates: float = 8, early: float = 0.5, steps: int = 10) -> None:
         if size < 1 or candidates < 1 or not 0.0 <= early <= 1.0:
             raise ValueError(
                 "RND needs a size and candidates of at least 1 and early within 0 and 1, "
@@ -187,10 +64,8 @@ class RNDStream:
         self.size, self.seed, self.early, self.steps = size, seed, early, steps
         self.room = round(candidates * size)
         self._recent: Array
-        self._waiting_ids: Array
-        self._waiting: Array
-        self._final_ids: Array
-        self._final: Array
+        self._waiting: _Rows
+        self._final: _Rows
         self._begin(0)
 
     def offer(self, batch: Batch) -> Offer:
@@ -203,35 +78,38 @@ class RNDStream:
             return judged(np.zeros(n), good, good, reason)
         if not self._ready:
             self._begin(x.shape[1])
-        self._moments.add(x[good])
-        ids, x = batch.ids[good], x[good]
+        ids = batch.ids
+        if not good.all():
+            ids, x = ids[good], x[good]
+        self._moments.add(x)
         scores = np.full(n, np.nan)
-        scores[good] = novelty = self._score(x)
-        free, why = self._take_early(x, ids, novelty, min(max(batch.progress, 0.0), 1.0))
-        self._waiting_ids = np.concatenate([self._waiting_ids, ids[free]])
-        self._waiting = np.concatenate([self._waiting, x[free]])
-        old = len(self._waiting) - int(free.sum())
+        scores[good], free, why = self._take_early(x, ids, min(max(batch.progress, 0.0), 1.0))
+        old = len(self._waiting)
+        self._waiting.add(ids[free], x[free])
         kept = self._shrink(self.room)
         decisions = np.full(n, REFUSED, dtype=np.int8)
         found = np.full(len(x), CHOSEN, dtype=np.int8)
         found[free] = np.where(kept[old:], WAITING, PASSED)
         decisions[good] = found
-        chosen: list[Id] = [(int(t), int(i)) for t, i in self._final_ids[len(self._final_ids) - len(why) :]]
+        chosen: list[Id] = [(int(t), int(i)) for t, i in self._final.ids[len(self._final) - len(why) :]]
         refused = {int(k): reason for k in np.flatnonzero(~good)}
         return Offer(scores.astype(np.float32), decisions, chosen, why, refused)
 
-    def _take_early(self, x: Array, ids: Array, novelty: Array, progress: float) -> tuple[Array, list[str]]:
+    def _take_early(self, x: Array, ids: Array, progress: float) -> tuple[Array, Array, list[str]]:
         """Take the frames of a block that are above the threshold, as the quota allows.
 
         Returns
         -------
         tuple
-            (n,) bool, the frames not taken; and why each of the others was.
+            (n,) float, the novelty of each when it came; (n,) bool, those not taken; and why each of the others was.
         """
+        z = self._moments.normalise(x)
+        target = self._networks.target(z)
+        scores = novelty = self._networks.novelty(z, target)
         free, why = np.ones(len(x), dtype=bool), []
-        threshold = self._threshold(novelty, progress)
+        self._recent = np.concatenate([self._recent, novelty.astype(np.float32)])[-self.RECENT :]
         quota = int(self.early * self.size * progress + 1e-9)
-        scores = novelty
+        threshold = self._threshold(len(x), progress) if len(self._final) < quota else np.inf
         while len(self._final) < quota and free.any():
             best = int(np.argmax(np.where(free, scores, -np.inf)))
             if scores[best] < threshold:
@@ -239,34 +117,37 @@ class RNDStream:
             free[best] = False
             why.append(f"novelty {scores[best]:.3g}, above the threshold of {threshold:.3g}")
             self._learn(ids[best : best + 1], x[best : best + 1])
-            before, scores = scores, self._score(x)
+            before, scores = scores, self._networks.novelty(z, target)
             fall = float(scores.sum() / max(float(before.sum()), 1e-300))  # what was learned made all less novel
             self._recent = (self._recent * fall).astype(np.float32)
             threshold *= fall
-        return free, why
+        return novelty, free, why
 
-    def _threshold(self, novelty: Array, progress: float) -> float:
-        """Return the novelty above which a frame is taken early, and remember those of this block."""
-        frames = max(self._moments.count * (1.0 / max(progress, 1e-9) - 1.0), 0.0) + len(novelty)
+    def _threshold(self, n: int, progress: float) -> float:
+        """Return the novelty above which a frame of a block of ``n`` is taken early."""
+        frames = max(self._moments.count * (1.0 / max(progress, 1e-9) - 1.0), 0.0) + n
         wanted = max(self.early * self.size - len(self._final), 0.0)
-        self._recent = np.concatenate([self._recent, novelty.astype(np.float32)])[-self.RECENT :]
-        if not len(self._recent):
-            return np.inf
         return float(np.quantile(self._recent, max(0.0, 1.0 - wanted / frames)))
 
     def finish(self) -> Offer:
         """Choose the rest from the candidates; a second call chooses no more."""
         chosen: list[Id] = []
-        why = []
-        self._shrink(self.room - self.room // 4)  # the latest have to pass what the others passed
-        while len(self._final) < self.size and len(self._waiting):
-            scores = self._score(self._waiting)
+        why: list[str] = []
+        if not self._ready:
+            return ended(chosen, why)
+        self._shrink(self._few)  # the latest have to pass what the others passed
+        ids, x = self._waiting.ids, self._waiting.values
+        z = self._moments.normalise(x)
+        target = self._networks.target(z)
+        free = np.ones(len(x), dtype=bool)
+        while len(self._final) < self.size and free.any():
+            scores = np.where(free, self._networks.novelty(z, target), -np.inf)
             best = int(np.argmax(scores))
-            self._learn(self._waiting_ids[best : best + 1], self._waiting[best : best + 1])
-            self._waiting_ids = np.delete(self._waiting_ids, best, axis=0)
-            self._waiting = np.delete(self._waiting, best, axis=0)
-            chosen.append((int(self._final_ids[-1, 0]), int(self._final_ids[-1, 1])))
+            free[best] = False
+            chosen.append((int(ids[best, 0]), int(ids[best, 1])))
             why.append(f"novelty {scores[best]:.3g}, the largest of the candidates")
+            self._learn(ids[best : best + 1], x[best : best + 1])
+        self._waiting.keep(free)
         return ended(chosen, why)
 
     def state(self) -> dict[str, Array]:
@@ -276,10 +157,10 @@ class RNDStream:
             "moments": self._moments.values.copy(),
             "weights": self._networks.weights.copy() if self._ready else np.zeros(0),
             "recent": self._recent.copy(),
-            "candidate_ids": self._waiting_ids.copy(),
-            "candidates": self._waiting.copy(),
-            "final_ids": self._final_ids.copy(),
-            "final": self._final.copy(),
+            "candidate_ids": self._waiting.ids.copy(),
+            "candidates": self._waiting.values.copy(),
+            "final_ids": self._final.ids.copy(),
+            "final": self._final.values.copy(),
         }
 
     def load(self, state: dict[str, Array]) -> None:
@@ -290,56 +171,78 @@ class RNDStream:
         if self._ready:
             self._networks.weights = np.array(state["weights"], dtype=np.float64)
         self._recent = np.array(state["recent"], dtype=np.float32)
-        self._waiting_ids = np.array(state["candidate_ids"], dtype=np.uint64)
-        self._waiting = np.array(state["candidates"], dtype=np.float32)
-        self._final_ids = np.array(state["final_ids"], dtype=np.uint64)
-        self._final = np.array(state["final"], dtype=np.float32)
+        self._waiting.add(state["candidate_ids"], state["candidates"])
+        self._final.add(state["final_ids"], state["final"])
 
     def _begin(self, dimension: int) -> None:
         """Set up for descriptors of this length; 0 while it is not known yet."""
         self._ready = dimension > 0
         self._moments = Moments(dimension)
         if self._ready:
-            self._networks = Distillation(dimension, self.seed, steps=self.steps)
+            self._networks = Distillation(dimension, self.seed, steps=self.steps, batch=self.BATCH)
         self._recent = np.zeros(0, dtype=np.float32)
-        self._waiting_ids = np.zeros((0, 2), dtype=np.uint64)
-        self._waiting = np.zeros((0, dimension), dtype=np.float32)
-        self._final_ids = self._waiting_ids.copy()
-        self._final = self._waiting.copy()
-
-    def _score(self, x: Array) -> Array:
-        return self._networks.novelty(self._moments.normalise(x)) if len(x) else np.zeros(0)
+        self._waiting, self._final = _Rows(dimension), _Rows(dimension)
 
     def _learn(self, ids: Array, x: Array) -> None:
         """Make a frame final and train g on all final frames."""
-        self._final_ids = np.concatenate([self._final_ids, ids])
-        self._final = np.concatenate([self._final, x])
-        self._networks.fit(self._moments.normalise(self._final))
+        self._final.add(ids, x)
+        self._networks.fit(self._moments.normalise(self._final.values), self.RATE)
+
+    @property
+    def _few(self) -> int:
+        """How many candidates stay when there were too many."""
+        return max(self.size, self.room - self.room // 2)
 
     def _shrink(self, room: int) -> Array:
         """Drop candidates where there are more than ``room``; return (n,) bool, those that stay.
 
-        A quarter of the room is made at once, so that the cost of it, size times candidates, is shared by many frames.
+        Half of the room is made at once, so that the cost of it, size times candidates, is shared by many frames.
         """
         kept = np.ones(len(self._waiting), dtype=bool)
         if len(kept) > max(room, self.size):
-            left = self._networks.residual(self._moments.normalise(self._waiting))
+            left = self._networks.residual(self._moments.normalise(self._waiting.values))
             kept[:] = False
-            kept[_spread(left, max(self.size, self.room - self.room // 4))] = True
-            self._waiting_ids, self._waiting = self._waiting_ids[kept], self._waiting[kept]
+            kept[farthest(left, self._few)] = True
+            self._waiting.keep(kept)
         return kept
 
 
-def _spread(points: Array, count: int) -> Array:
-    """Return ``count`` rows of (n, d) points that are far from the origin and from each other: farthest points."""
-    square = (points**2).sum(axis=1)
-    away = square.copy()
-    rows = np.zeros(count, dtype=np.int64)
-    for k in range(count):
-        best = rows[k] = int(np.argmax(away))
-        away = np.minimum(away, square + square[best] - 2.0 * (points @ points[best]))
-        away[rows[: k + 1]] = -np.inf  # the rounding of the line above leaves no order to trust at a distance of 0
-    return rows
+class _Rows:
+    """Descriptors (n, d) float32 with ids (n, 2) uint64, in a buffer with room to grow."""
+
+    def __init__(self, dimension: int) -> None:
+        self._n = 0
+        self._ids = np.empty((0, 2), dtype=np.uint64)
+        self._values = np.empty((0, dimension), dtype=np.float32)
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def ids(self) -> Array:
+        """A view of the ids, good until rows are added or dropped."""
+        return self._ids[: self._n]
+
+    @property
+    def values(self) -> Array:
+        """A view of the descriptors, good until rows are added or dropped."""
+        return self._values[: self._n]
+
+    def add(self, ids: Array, values: Array) -> None:
+        """Add rows at the end."""
+        end = self._n + len(ids)
+        if end > len(self._ids):
+            more = max(end, self._n + self._n // 2) - self._n
+            self._ids = np.concatenate([self.ids, np.empty((more, 2), dtype=np.uint64)])
+            self._values = np.concatenate([self.values, np.empty((more, values.shape[1]), dtype=np.float32)])
+        self._ids[self._n : end], self._values[self._n : end] = ids, values
+        self._n = end
+
+    def keep(self, kept: Array) -> None:
+        """Drop the rows that are not ``kept``, (n,) bool."""
+        n = int(kept.sum())
+        self._ids[:n], self._values[:n] = self.ids[kept], self.values[kept]
+        self._n = n
 
 
 def rnd_batch(descriptors: Array, size: int, seed: int, steps: int = 100) -> Array:
@@ -366,16 +269,18 @@ def rnd_batch(descriptors: Array, size: int, seed: int, steps: int = 100) -> Arr
 
 def rnd_order(descriptors: Array, size: int, seed: int, steps: int = 100) -> tuple[Array, Array]:
     """Choose as ``rnd_batch`` does; return the rows and the novelty that each had when it was chosen."""
-    x = np.asarray(descriptors, dtype=np.float64)
+    x = np.asarray(descriptors)
     moments = Moments(x.shape[1])
-    moments.add(x)
+    for start in range(0, len(x), 4096):  # in parts: they are summed in float64
+        moments.add(x[start : start + 4096])
     x = moments.normalise(x)
     networks = Distillation(x.shape[1], seed, steps=steps)
+    target = networks.target(x)
     chosen: list[int] = []
     found: list[float] = []
     free = np.ones(len(x), dtype=bool)
     while len(chosen) < min(size, len(x)):
-        novelty = np.where(free, networks.novelty(x), -np.inf)
+        novelty = np.where(free, networks.novelty(x, target), -np.inf)
         chosen.append(int(np.argmax(novelty)))
         found.append(float(novelty[chosen[-1]]))
         free[chosen[-1]] = False

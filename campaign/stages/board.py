@@ -42,6 +42,8 @@ class Board:
     ----------
     shards
         The pool, in the order in which every selector sees it: segment by segment, walker by walker.
+    source
+        What was selected to be distilled: neither labelled nor trained on; None where there is no such thing.
     sets
         Picked frames by the name of the set.
     labels
@@ -54,6 +56,7 @@ class Board:
 
     shards: list[Shard] = field(default_factory=list)
     sampled: bool = False
+    source: FrameSet | None = None
     sets: dict[str, FrameSet] = field(default_factory=dict)
     labels: dict[str, str | None] = field(default_factory=dict)
     models: dict[str, list[str]] = field(default_factory=dict)

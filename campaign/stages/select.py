@@ -12,18 +12,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from campaign.science.selectors import SELECTORS
-from campaign.stages.board import HELD_OUT, RANDOM, Board, FrameSet, Shard
-from campaign.stages.selecting import draw, finish_pool, look_at, stream
+from campaign.stages.board import HELD_OUT, Board, FrameSet, Shard
+from campaign.stages.selecting import LIMITS, compared_sets, draw, finish_pool, look_at, stream
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign
     from campaign.stages.sample_file import Source
 
-VERSION = 2
+VERSION = 3
 
-#: Keys of every ``select`` section that say which frames are refused.
-LIMITS = ("min_distance", "max_force", "energy", "volume")
 #: Keys that say what the frames are described by.
 DESCRIBES = ("representation", "environments")
 
@@ -54,7 +52,10 @@ class Select:
         self._options = spec  # what the selector itself takes
         potential = campaign.system.potential
         self._potential = potential.lammps if potential else ""
-        self.sets = [FrameSet(self.method, self._size, train=True), *_compared_sets(campaign, self._size)]
+        self._distilled = campaign.distill is not None  # then the frames are chosen from once more, and not trained on
+        self.sets = [FrameSet(self.method, self._size, train=not self._distilled)]
+        if not self._distilled:
+            self.sets += compared_sets(campaign, self.method, self._size)
         self._streams = self.method != "random"  # a random pick needs no pass over the frames
         self._pool: bool = SELECTORS[self.method].whole_pool
         self.measures_novelty: bool = SELECTORS[self.method].measures_novelty
@@ -72,8 +73,10 @@ class Select:
 
     def plan(self, board: Board) -> Iterator[Task]:
         """Yield the chain's next task when its shard is there; then the draws, when the pool is complete."""
-        for chosen in self.sets:
-            board.sets.setdefault(chosen.name, chosen)
+        if self._distilled:
+            board.source = self.sets[0]
+        else:
+            board.sets.update({s.name: s for s in self.sets if s.name not in board.sets})
         if board.sampled and not any(s.state == "ready" for s in board.shards):
             for chosen in self.sets:  # every walker was lost at once: there is nothing to pick from
                 chosen.closed = True
@@ -190,7 +193,8 @@ class Select:
 
     def commit(self, record: Record, board: Board) -> None:
         """Add the frames that became final to their set."""
-        chosen = board.sets[self._waiting.pop(record["task"])]
+        name = self._waiting.pop(record["task"])
+        chosen = next(s for s in self.sets if s.name == name)
         mine = self._streams and chosen is self.sets[0]
         last = not self._pool or record["task"] == self._last
         if record["state"] != "done":
@@ -246,17 +250,6 @@ def species_of(campaign: Campaign, sources: Sequence[Source]) -> dict[str, Json]
     structure: dict[str, Json] = campaign.system.structure.model_dump(mode="json")
     found |= {*structure.get("elements", ()), *structure.get("packing", ())}
     return {"species": sorted(found), "structure": {"file": structure["file"]} if "file" in structure else None}
-
-
-def _compared_sets(campaign: Campaign, size: int) -> list[FrameSet]:
-    """Return the sets that validation asks for."""
-    found: dict[str, FrameSet] = {}
-    for test in campaign.validation:
-        if test.method == "errors":
-            if RANDOM in test.against and campaign.select is not None and campaign.select.method != RANDOM:
-                found[RANDOM] = FrameSet(RANDOM, size, train=True)
-            found[HELD_OUT] = FrameSet(HELD_OUT, test.held_out, train=False)
-    return list(found.values())
 
 
 def load(task: Task) -> None:

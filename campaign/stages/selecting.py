@@ -14,11 +14,16 @@ from campaign.frames import Array, Frames, frame_id, parse_frame_id
 from campaign.science.refusals import Limits, refusals
 from campaign.science.selection import REFUSED, Batch, Offer, RandomSelector, Selector
 from campaign.science.selectors import SELECTORS, build_selector
+from campaign.stages.board import HELD_OUT, RANDOM, FrameSet
 from campaign.tasks import Json, Outcome, Task
 
 if TYPE_CHECKING:
+    from campaign.config import Campaign
     from campaign.engines.descriptors import Descriptor
     from campaign.store.store import Store
+
+#: Keys of every ``select`` and ``distill`` section that say which frames are refused.
+LIMITS = ("min_distance", "max_force", "energy", "volume")
 
 #: How the methods that cannot do without say what a pool has not.
 REQUIRED = {"energies": "energies of single atoms", "forces": "forces", "energy": "energies"}
@@ -218,6 +223,17 @@ def _described(frames: Frames, describe: Callable[[Frames], Array], shape: tuple
         if len(frames) == 1:
             return np.full((1, *shape), np.nan, dtype=np.float32)
         return np.concatenate([_described(frames[k : k + 1], describe, shape) for k in range(len(frames))])
+
+
+def compared_sets(campaign: Campaign, method: str, size: int) -> list[FrameSet]:
+    """Return the sets that validation asks for beside the ``size`` frames that ``method`` chooses."""
+    found: dict[str, FrameSet] = {}
+    for test in campaign.validation:
+        if test.method == "errors":
+            if RANDOM in test.against and method != RANDOM:
+                found[RANDOM] = FrameSet(RANDOM, size, train=True)
+            found[HELD_OUT] = FrameSet(HELD_OUT, test.held_out, train=False)
+    return list(found.values())
 
 
 def draw(task: Task, store: Store) -> Outcome:

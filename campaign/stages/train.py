@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from campaign.engines.models import build_model
 from campaign.errors import EngineError
 from campaign.stages.board import Board
-from campaign.stages.trained import HISTORY, WEIGHTS, export_model, model_path
+from campaign.stages.trained import export_model, model_path, train_watched
 from campaign.tasks import Context, Outcome, Record, Task, new_record
 
 if TYPE_CHECKING:
@@ -97,7 +95,7 @@ def load(task: Task) -> None:
 
 def work(task: Task, context: Context) -> Outcome:
     """Train one model on the labelled frames; each epoch leaves a line in the task's folder for the live view."""
-    from campaign.engines.models import train, versions
+    from campaign.engines.models import versions
     from campaign.store.store import Store
 
     store = Store(context.run / "run.zarr")
@@ -105,17 +103,7 @@ def work(task: Task, context: Context) -> Outcome:
         raise EngineError("There is no labelled frame to train on: every label failed, see campaign status.")
     blocks = store.collect("label", [f"{i}:0" for i in task.inputs])
     seed = int(np.random.SeedSequence(task.params["seed"]).generate_state(1)[0])
-    history: list[list[float]] = []
-    with (context.folder(task) / "epochs.jsonl").open("w", buffering=1) as lines:
-
-        def on_epoch(values: dict[str, float]) -> None:
-            history.append([values["epoch"], values["loss"], values["force_rmse"]])
-            lines.write(json.dumps(values) + "\n")
-
-        weights, summary = train(blocks, task.params, seed, on_epoch, task.extra.get("delay", 0.0))
-    arrays: dict[str, Any] = {WEIGHTS + name: value for name, value in weights.items()}
-    arrays[HISTORY] = np.array(history, dtype="float64").reshape(-1, 3)
-    summary["model"] = {k: v for k, v in task.params.items() if k != "seed"}
-    path = model_path(context.run / "models", new_record(task, context.attempt))
-    export_model(build_model(summary["model"], weights), path)
+    spec = {k: v for k, v in task.params.items() if k != "seed"}
+    model, arrays, summary = train_watched(blocks, spec, seed, context.folder(task), task.extra.get("delay", 0.0))
+    export_model(model, model_path(context.run / "models", new_record(task, context.attempt)))
     return Outcome(summary, arrays, versions=versions(task.params["model"]))

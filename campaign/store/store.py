@@ -30,6 +30,7 @@ SCHEMA = 1
 KINDS = {
     "sample": "pool",
     "select": "selected",
+    "distill": "checkpoints",
     "label": "labelled",
     "train": "checkpoints",
     "validate": "checkpoints",

@@ -108,7 +108,7 @@ CASES = {
         "engine: lammps", "engine: ase, calculator: etm", 15, "label.calculator", "'etm'", "did you mean 'emt'"
     ),
     # Not in this version
-    "stage of later": Wrong("select:", "distill: {method: uq}\nselect:", 14, "distill", "uq", "remove it"),
+    "stage of later": Wrong("select:", "learn: {rounds: 2}\nselect:", 14, "learn", "rounds", "remove it"),
     "method of later": Wrong(
         "method: rnd_stream", "method: uq", 14, "select.method", "'uq'", "not available in campaign"
     ),
@@ -160,7 +160,7 @@ CASES = {
         14,
         "select.representation",
         "schnet",
-        "the keys here are method, size, min_distance, max_force, energy, volume",
+        "the keys here are method, min_distance, max_force, energy, volume, size",
     ),
     "one bin": Wrong("method: rnd_stream,", "method: grid, bins: [1, 9],", 14, "select.bins[0]", "1", "at least 2"),
     "no such environments": Wrong(

@@ -32,6 +32,15 @@ def test_two_atoms_have_the_pair_energy():
     assert ToyCrystal(0.5).evaluate(frames)[0][0] == pytest.approx(energy[0] / 2)
 
 
+def test_the_energies_of_the_atoms_add_up():
+    rng = np.random.default_rng(1)
+    atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
+    frames = Frames.build(atoms.numbers, atoms.positions + 0.2 * rng.normal(size=(3, 4, 3)), np.array(atoms.cell))
+    each = ToyCrystal(0.7).atomic_energies(frames)
+    assert each.shape == (3, 4)
+    np.testing.assert_allclose(each.sum(axis=1), ToyCrystal(0.7).evaluate(frames)[0])
+
+
 def test_a_frame_does_not_see_its_company():
     rng = np.random.default_rng(0)
     atoms = bulk("Ar", "fcc", a=5.3, cubic=True)

@@ -1,9 +1,15 @@
 """What each selector is for; what holds for all of them is in ``contracts/test_selectors``."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from campaign.science.rnd import Distillation, Moments, RNDStream, rnd_batch
+from campaign.science import distillation
+from campaign.science.distillation import Distillation, Moments, farthest
+from campaign.science.rnd import RNDStream, rnd_batch
 from campaign.science.selection import CHOSEN, PASSED, REFUSED, WAITING, Batch, RandomSelector
 from campaign.science.selectors_histogram import AtomicEnergy, Force, GlobalEnergy, Grid, Histogram
 from campaign.science.selectors_pool import FPS, REMatch
@@ -301,6 +307,92 @@ def test_training_takes_the_novelty_away_where_it_was_trained():
     after = nets.novelty(x)
     assert after[:4].max() < 0.01 * before.mean()
     assert after[4:].min() > 5 * after[:4].max()
+
+
+def test_training_converges_on_more_frames_than_a_step_sees():
+    """Longer steps go in circles once there are some 40 frames, and g forgets as much as it learns."""
+    x = np.random.default_rng(1).normal(size=(96, 128)).astype(np.float32)
+    others = np.random.default_rng(2).normal(size=(96, 128)).astype(np.float32)
+    nets = Distillation(128, seed=0)
+    steps = [nets.fit(x[: k + 1]) for k in range(96)]
+    assert np.mean(steps[-16:]) < 90  # of 100: it ends because g fits
+    assert nets.novelty(x).mean() < 0.05 * nets.novelty(others).mean()
+
+
+def test_the_few_steps_of_a_stream_tell_what_was_taken():
+    x = np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32)
+    others = np.random.default_rng(2).normal(size=(64, 128)).astype(np.float32)
+    selector = RNDStream(4, 0)
+    nets = Distillation(128, seed=0, steps=selector.steps, batch=RNDStream.BATCH)
+    before = []
+    for k in range(64):
+        before.append(nets.novelty(x[k : k + 1])[0])
+        nets.fit(x[: k + 1], RNDStream.RATE)
+    assert nets.novelty(x).mean() < 0.35 * nets.novelty(others).mean()
+    assert nets.novelty(x[-1:])[0] < 0.35 * before[-1]
+
+
+def test_a_given_target_and_given_weights_change_nothing():
+    x = np.random.default_rng(0).normal(size=(40, 20)).astype(np.float32)
+    nets, again = Distillation(20, seed=3), Distillation(20, seed=3)
+    nets.fit(x[:9])
+    again.weights = nets.weights.copy()
+    np.testing.assert_array_equal(nets.novelty(x, nets.target(x)), nets.novelty(x))
+    np.testing.assert_array_equal(again.novelty(x), nets.novelty(x))
+    assert nets.fit(x[:10]) == again.fit(x[:10])
+    np.testing.assert_array_equal(again.weights, nets.weights)
+
+
+CHOICE = """
+import numpy as np
+from campaign.science.distillation import Distillation
+from campaign.science.rnd import RNDStream
+from campaign.science.selection import Batch
+x = np.random.default_rng(0).standard_normal((2000, 256), dtype=np.float32)
+selector, chosen = RNDStream(32, 0), []
+for s in range(0, 2000, 50):
+    rows = np.arange(s, s + 50, dtype=np.int32)
+    chosen += selector.offer(Batch(np.zeros(50, np.uint64), rows, (s + 50) / 2000, descriptors=x[s : s + 50])).chosen
+print([i for _, i in [*chosen, *selector.finish().chosen]])
+nets = Distillation(256, 0)
+print([nets.predict(x[:k]).tobytes().hex()[-64:] + str(nets.predict(x[:k]).sum()) for k in (33, 300, 500, 513)])
+"""
+
+
+def test_the_choice_does_not_depend_on_the_threads_of_matrix_products():
+    found = {}
+    for threads in "124":
+        names = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", CHOICE], env={**os.environ, **names}, capture_output=True, text=True, check=True
+        )
+        found[threads] = done.stdout
+    assert len(set(found.values())) == 1
+    assert found["1"].splitlines()[0].count(",") == 31
+
+
+def test_farthest_points_start_far_out_and_are_never_twice_the_same():
+    points = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    rows = farthest(points, 30)
+    away = (points**2).sum(axis=1)
+    for k in rows:
+        assert away[k] >= 0.9999 * away.max()
+        away = np.minimum(away, ((points - points[k]) ** 2).sum(axis=1))
+    assert sorted(farthest(np.repeat(points[:2], 20, axis=0), 40)) == list(range(40))
+    assert sorted(farthest(np.zeros((7, 3), np.float32), 7)) == list(range(7))
+
+
+def test_without_a_compiler_the_same_comes_out(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    compiled, plain = Distillation(12, seed=0), Distillation(12, seed=0)
+    compiled.fit(x)
+    rows = farthest(x, 20)
+    monkeypatch.setattr(distillation, "available", lambda: False)
+    plain.fit(x)
+    np.testing.assert_allclose(plain.weights, compiled.weights, atol=1e-4)
+    assert np.abs(plain.weights - Distillation(12, seed=0).weights).max() > 0.01
+    np.testing.assert_array_equal(farthest(x, 20), rows)
+    assert sorted(farthest(np.zeros((7, 3), np.float32), 7)) == list(range(7))
 
 
 def test_running_moments_are_those_of_the_whole():

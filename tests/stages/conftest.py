@@ -54,7 +54,24 @@ def result_of(task):
         shard = "" if p["finish"] else task.inputs[-1]
         chosen = [f"{shard}:0"] if shard and draw(task.id, "picks") < 0.5 else []
         return {"chosen": chosen, "refused": [], "finished": p["finish"]}
+    if task.stage == "distill":
+        return distilled(task)
     return {"method": p.get("method", ""), "pass": True}
+
+
+def distilled(task):
+    """Return what a step of a distillation could have found; frames of no pool will do."""
+    p = task.params
+    if p["what"] == "draw":
+        return {"chosen": [f"{task.id}:{i}" for i in range(p["size"])], "refused": [], "finished": True}
+    if p["what"] in ("first", "grid"):
+        chosen = [f"{task.inputs[0]}:{i}" for i in range(p["size"])]
+        return {"chosen": chosen, "refused": [], "finished": p["what"] == "grid", "note": ""}
+    if p["what"] == "choose":
+        chosen = [] if p["last"] else [f"{task.id}:{i}" for i in range(p["batch"])]
+        figures = {"iteration": p["iteration"], "mae": draw(task.id, "mae")}
+        return {"chosen": chosen, "refused": [], "finished": p["last"], "figures": figures, "note": "all spent"}
+    return {}
 
 
 class MadeUp:
