@@ -544,8 +544,18 @@ class FakeLabel(Model):
     fail: tuple[NonNegativeInteger, ...] = Field((), description="frames, by number in their segment, that fail")
 
 
+class PoolLabel(Model):
+    """The labels that the frames of the pool carry already: those of a labelled file, or of the sampling potential."""
+
+    engine: Literal["pool"] = "pool"
+    attempts: Literal[1] = Field(1, description="tries before a frame is quarantined: another gives the same")
+
+
 Label = Annotated[
-    Annotated[LammpsLabel, Tag("@lammps")] | Annotated[AseLabel, Tag("@ase")] | Annotated[FakeLabel, Tag("@fake")],
+    Annotated[LammpsLabel, Tag("@lammps")]
+    | Annotated[AseLabel, Tag("@ase")]
+    | Annotated[PoolLabel, Tag("@pool")]
+    | Annotated[FakeLabel, Tag("@fake")],
     Discriminator(tag_by("engine")),
 ]
 

@@ -148,8 +148,10 @@ def _distillation(view: View) -> Iterator[Problem]:
     own = view.text("label", "potential", "lammps")
     given = view.text("system", "potential", "lammps")
     what = "distillation works with the energies and forces that frames were sampled with, and these labels are others"
+    if engine == "pool":
+        return
     if methods & set(DYNAMICS) and (engine != "lammps" or own not in (None, given)):
-        got, remedy = engine, "write 'label: {engine: lammps}' with system.potential, or remove 'distill'"
+        got, remedy = engine, "write 'label: {engine: pool}', or remove 'distill'"
         key: tuple[Part, ...] = ("label", "engine")
         if engine == "lammps":
             got, key = own or "", ("label", "potential", "lammps")

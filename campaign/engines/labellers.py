@@ -50,13 +50,22 @@ def _ase(frames: Frames, task: Task, context: Context) -> Labels:
     return np.array(energies), np.array(forces), np.array(stresses)
 
 
+def _pool(frames: Frames, task: Task, context: Context) -> Labels:
+    missing = [name for name in ("energy", "forces", "stress") if np.isnan(getattr(frames, name)).all()]
+    if missing:
+        raise EngineError(
+            f"The frame carries no {' and no '.join(missing)}; give the file of frames them, or write another engine."
+        )
+    return frames.energy, frames.forces, frames.stress
+
+
 def _fake(frames: Frames, task: Task, context: Context) -> Labels:
     from campaign.engines import fake
 
     return fake.label(frames, task.params, task.extra)
 
 
-LABELLERS: dict[str, Labeller] = {"lammps": _lammps, "ase": _ase, "fake": _fake}
+LABELLERS: dict[str, Labeller] = {"lammps": _lammps, "ase": _ase, "pool": _pool, "fake": _fake}
 
 
 def label(frames: Frames, task: Task, context: Context) -> Frames:
@@ -104,5 +113,5 @@ def versions(engine: str) -> dict[str, str]:
     """Return the versions of what a labeller runs."""
     from importlib.metadata import version
 
-    packages: dict[str, tuple[str, ...]] = {"lammps": ("lammps",), "ase": ("ase",), "fake": ()}
+    packages: dict[str, tuple[str, ...]] = {"lammps": ("lammps",), "ase": ("ase",), "pool": (), "fake": ()}
     return {name: version(name) for name in packages[engine]}

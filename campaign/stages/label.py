@@ -44,7 +44,7 @@ class Label:
             self._extra["potential"] = path
         elif spec["engine"] == "ase":
             self._params |= {k: spec[k] for k in ("calculator", "parameters")}
-        else:
+        elif spec["engine"] == "fake":
             self._fail = set(spec["fail"])
             self._extra["delay"] = spec["delay"]
         self.attempts: int = spec["attempts"]

@@ -86,3 +86,24 @@ def test_versions_name_what_ran():
     assert versions("lammps").keys() == {"lammps"}
     assert versions("ase").keys() == {"ase"}
     assert versions("fake") == {}
+
+
+def pool_task():
+    return Task("label", "pool", {"engine": "pool", "frame": 0}, ("0" * 16,), extra={"id": f"{'0' * 16}:0"})
+
+
+def test_the_pool_s_own_labels_are_taken_and_checked_as_any_other(tmp_path):
+    energy, forces, stress = labels()
+    carried = FRAMES.with_(energy=energy, forces=forces, stress=stress)
+    found = label(carried, pool_task(), Context(tmp_path))
+    for name in ("energy", "forces", "stress"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(carried, name))
+    with pytest.raises(Unphysical, match="sum to"):
+        label(carried.with_(forces=forces + 1.0), pool_task(), Context(tmp_path))
+
+
+def test_a_frame_of_the_pool_without_labels_says_what_it_lacks(tmp_path):
+    energy, forces, _ = labels()
+    carried = FRAMES.with_(energy=energy, forces=forces, stress=np.full((2, 3, 3), np.nan))
+    with pytest.raises(EngineError, match="carries no stress; give"):
+        label(carried, pool_task(), Context(tmp_path))
