@@ -118,9 +118,10 @@ def sampled(folder: Path, name: str, sample: str, system: str, seed: int) -> Pat
     """Sample, on all cores, as a user would; return the run's store. One that is complete is not run again."""
     from runs import run_campaign
 
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(TEMPLATES / "potentials", folder / "potentials", dirs_exist_ok=True)
-    file = folder / f"{name}.yaml"
+    pools = folder / "pools"
+    for place in (folder, pools):
+        shutil.copytree(TEMPLATES / "potentials", place / "potentials", dirs_exist_ok=True)
+    file = pools / f"{name}.yaml"
     file.write_text(f"campaign: {name}\nseed: {seed}\nsystem: {system}sample: {sample}")
     return run_campaign(file, workers=2).path / "run.zarr"
 
@@ -133,18 +134,17 @@ def run_cell(folder: Path, store: Path, test: Path, cell: Cell) -> Cell:
 
     load_schnetpack()
     name = "-".join(str(cell[k]) for k in ("pool", "method", "size", "seed")).lower()
-    path = folder / "cells" / "".join(c if c.isalnum() else "-" for c in name)
-    path.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(TEMPLATES / "potentials", path / "potentials", dirs_exist_ok=True)
-    file = path / "campaign.yaml"
-    file.write_text(cell_text(store, cell))
+    name = "".join(c if c.isalnum() else "-" for c in name)
+    path, file = folder / "cells" / name, folder / f"{name}.yaml"  # above the pool, which it names
+    file.write_text(cell_text(store.relative_to(folder), cell))
     loaded, site = load_campaign(file), load_site("local")
     before = peak("VmRSS")
-    run(loaded, site, path / "run", Options(until="select", inline=True))
+    run(loaded, site, path, Options(until="select", inline=True))
     memory = peak("VmHWM") - before
-    status = run(loaded, site, path / "run", Options(inline=True))
-    found = {**cell, **figures(path / "run", test, status), "select_mb": round(memory, 1)}
+    status = run(loaded, site, path, Options(inline=True))
+    found = {**cell, **figures(path, test, status), "select_mb": round(memory, 1)}
     shutil.rmtree(path)
+    file.unlink()
     return found
 
 
@@ -361,7 +361,7 @@ def run_all(options: Any, folder: Path, cells: list[Cell]) -> None:
     for name in dict.fromkeys(c["pool"] for c in wanted):
         pool = POOLS[name]
         stores[name] = tuple(
-            sampled(folder / "pools", f"{name}-{kind}", sample, pool.system, seed)
+            sampled(folder, f"{name}-{kind}", sample, pool.system, seed)
             for kind, sample, seed in (("pool", pool.sample, 1), ("test", pool.held_out, 1001))
         )
     start = time.time()
