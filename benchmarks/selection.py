@@ -39,25 +39,26 @@ HERE = Path(__file__).resolve().parent
 NUMBERS, FIGURE = HERE / "selection.json", HERE.parent / "docs" / "selection.png"
 TEMPLATES = HERE.parent / "templates"
 
-#: The descriptor of the methods that have one; variants of it are compared beside them.
-NEAR = {"model": "schnet", "features": 64, "interactions": 3, "cutoff": 4.0, "pooling": "species_std"}
-FAR = {**NEAR, "cutoff": 6.0}
+#: The descriptor of the methods that have one, and what is changed of it in variants that are compared beside them.
+#: The cutoff is 1.25 times the distance of nearest neighbours in the crystal (``Pool.near``).
+DESCRIPTOR = {"model": "schnet", "features": 64, "interactions": 3, "pooling": "species_extremes"}
 
-#: What each row of the table is: keys of ``select``.
+#: What each row of the table is: the method, and changes of the descriptor where it has one.
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
-    "rnd_stream": {"method": "rnd_stream", "representation": NEAR},
-    "rnd": {"method": "rnd", "representation": NEAR},
-    "fps": {"method": "fps", "representation": NEAR},
+    "rnd_stream": {"method": "rnd_stream", "representation": {}},
+    "rnd": {"method": "rnd", "representation": {}},
+    "fps": {"method": "fps", "representation": {}},
     "uniform_time": {"method": "uniform_time"},
     "global_energy": {"method": "global_energy"},
     "atomic_energy": {"method": "atomic_energy"},
     "force": {"method": "force"},
     "grid": {"method": "grid"},
     "rematch": {"method": "rematch"},
-    "rnd_stream, 6 Å": {"method": "rnd_stream", "representation": FAR},
-    "rnd_stream, mean": {"method": "rnd_stream", "representation": {**NEAR, "pooling": "mean"}},
-    "rnd_stream, species": {"method": "rnd_stream", "representation": {**NEAR, "pooling": "species"}},
+    "rnd_stream, 6 Å": {"method": "rnd_stream", "representation": {"cutoff": 6.0}},
+    "rnd_stream, mean": {"method": "rnd_stream", "representation": {"pooling": "mean"}},
+    "rnd_stream, species_std": {"method": "rnd_stream", "representation": {"pooling": "species_std"}},
+    "rnd_stream, mean, 6 Å": {"method": "rnd_stream", "representation": {"cutoff": 6.0, "pooling": "mean"}},
 }
 #: Those that the figure shows, and those that a plain call runs.
 SHOWN = ("random", "uniform_time", "global_energy", "fps", "rnd", "rnd_stream")
@@ -72,11 +73,13 @@ SAMPLES, ENDS = 2000, (5.0, 95.0)
 class Pool:
     """A pool, frames to test on from walkers of another seed, and how its models are trained.
 
-    ``system`` and ``sample`` are those of a campaign file; ``steps`` of the optimiser are the same for every size.
+    ``system`` and ``sample`` are those of a campaign file; ``near`` is the cutoff of the descriptor, ``cutoff`` that of
+    the models, Å; ``steps`` of the optimiser are the same for every size.
     """
 
     system: str
     sample: str
+    near: float
     cutoff: float
     temperature: float
     steps: int
@@ -88,8 +91,8 @@ _SALT = """
   potential: {{lammps: potentials/{file}.lmp}}
 """
 _RAMP = """
-  - {{method: npt, temperature: [1100, 1700], pressure: 1.0, walkers: {walkers}, steps: 25600, every: {every},
-     prepare: [{{temperature: 1800, time: 4}}, {{temperature: 1100, time: 2}}]}}
+  - {method: npt, temperature: [1100, 1700], pressure: 1.0, walkers: 8, steps: 25600, every: 100,
+     prepare: [{temperature: 1800, time: 4}, {temperature: 1100, time: 2}]}
 """
 _NICKEL = """
   structure: {prototype: fcc, elements: [Ni], a: 3.52, supercell: [2, 2, 2]}
@@ -99,16 +102,10 @@ _MOMT = """
   - {{method: momt, temperature: 2000, temperatures: [900, 3500], window: [-4.75, -4.05], steps: {steps}, every: 50}}
 """
 POOLS = {
-    "nacl": Pool(
-        _SALT.format(metal="Na", a=5.64, file="nacl_bmhtf"), _RAMP.format(walkers=8, every=100), 8.0, 1400.0, 2000,
-        _RAMP.format(walkers=4, every=200),
-    ),
-    "kcl": Pool(
-        _SALT.format(metal="K", a=6.29, file="kcl_bmhtf"), _RAMP.format(walkers=8, every=100), 8.0, 1400.0, 2000,
-        _RAMP.format(walkers=4, every=200),
-    ),
-    "ni": Pool(_NICKEL, _MOMT.format(steps=250_000), 5.0, 2000.0, 2000, _MOMT.format(steps=50_000)),
-}  # fmt: skip
+    "nacl": Pool(_SALT.format(metal="Na", a=5.64, file="nacl_bmhtf"), _RAMP, 3.5, 8.0, 1400.0, 2000, _RAMP),
+    "kcl": Pool(_SALT.format(metal="K", a=6.29, file="kcl_bmhtf"), _RAMP, 3.9, 8.0, 1400.0, 2000, _RAMP),
+    "ni": Pool(_NICKEL, _MOMT.format(steps=250_000), 3.1, 5.0, 2000.0, 2000, _MOMT.format(steps=100_000)),
+}
 
 
 # -- campaigns --------------------------------------------------------------------------------------------------------
@@ -154,12 +151,15 @@ def cell_text(store: Path, cell: Cell) -> str:
     kept = size - max(1, round(0.1 * size))  # frames held back to choose the best epoch
     train = {"model": "schnet", "features": 32, "interactions": 2, "cutoff": pool.cutoff, "batch": 1, "rate": 0.01}
     train |= {"epochs": max(1, round(pool.steps / kept)), "wall": False}
+    select = dict(METHODS[cell["method"]])
+    if "representation" in select:
+        select["representation"] = {**DESCRIPTOR, "cutoff": pool.near, **select["representation"]}
     stability = {"method": "stability", "temperature": pool.temperature, "time": 2.0}
     parts = {
         "campaign": "cell",
         "seed": cell["seed"],
         "sample": [{"method": "file", "file": str(store)}],
-        "select": {**METHODS[cell["method"]], "size": size},
+        "select": {**select, "size": size},
         "label": {"engine": "pool"},
         "train": train,
         "validate": [stability],

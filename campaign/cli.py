@@ -136,9 +136,11 @@ def _summary(status: dict[str, Any], path: Path) -> list[str]:
     lines += [f"note: {note}" for note in status.get("notes", [])]
     lines += headline(path / "validation")
     for failure in status["failures"][:20]:
-        lines.append(f"failed: {failure['stage']} {failure['task']}: {failure['cause']}")
+        lines.append(f"failed: {failure['stage']} {failure.get('frame') or failure['task']}: {failure['cause']}")
     if len(status["failures"]) > 20:
         lines.append(f"... and {len(status['failures']) - 20} more failures: campaign status {path}")
+    if any(f["stage"] == "label" for f in status["failures"]):
+        lines.append(f"the files of each attempt at a frame: campaign status {path}")
     lines += hints(status["failures"], path)
     lines.append(f"report: {path / 'report.html'}")
     return lines
@@ -170,7 +172,7 @@ def status(
                 found = status_of(run)
             view.update(found)
     else:
-        Console().print(status_table(found))
+        Console().print(status_table(found, most=200))
 
 
 @app.command()

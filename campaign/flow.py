@@ -19,7 +19,7 @@ from campaign.errors import DiskFull, TooManyFailures
 from campaign.runtime.runner import Runner
 from campaign.stages.board import Board, Stage
 from campaign.store.rundir import RunDirectory
-from campaign.tasks import Context, Json, Record, Task
+from campaign.tasks import Context, Json, Record, Task, remember
 
 #: Tasks handed to the runner at once, at most.
 IN_FLIGHT = 2000
@@ -46,11 +46,15 @@ class Counts:
 
 @dataclass
 class History:
-    """What earlier drivers left behind (``RunDirectory.recover``)."""
+    """What earlier drivers left behind (``RunDirectory.recover``).
+
+    ``tries`` is what is remembered of the attempts that ``attempts`` counts (``tasks.remember``).
+    """
 
     done: dict[str, Record] = field(default_factory=dict)
     quarantined: dict[str, Record] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
+    tries: dict[str, list[dict[str, Json]]] = field(default_factory=dict)
 
 
 class Flow:
@@ -157,6 +161,9 @@ class Flow:
         """
         seen = 0.0
         self.ran = True
+        self.survey()
+        if self._queue:
+            self._check_failures()  # the same command again must not labour on beyond the budget
         while True:
             self.survey()
             self._submit(runner, context)
@@ -198,6 +205,9 @@ class Flow:
                 continue
             else:
                 record["state"] = "quarantined"
+                tries = self._history.tries.pop(task.id, [])
+                if tries:  # whoever looks at the last cause finds those before it
+                    record["result"] = {**record["result"], "attempts": tries}
                 directory.store.quarantine(record)
                 settled.append(record)
         directory.ledger.append(records)
@@ -207,7 +217,7 @@ class Flow:
             self._settle(record)
         if full is not None:
             raise DiskFull(full)
-        self._check_failures(records[-1])
+        self._check_failures(records[-1]["cause"])
 
     def _try_again(self, task: Task, record: Record) -> bool:
         """Schedule another attempt if the rules allow one."""
@@ -224,16 +234,17 @@ class Flow:
             return True
         attempts = self._history.attempts
         attempts[task.id] = attempts.get(task.id, 0) + 1
+        self._history.tries.setdefault(task.id, []).append(remember(record))
         if attempts[task.id] >= getattr(self._by_name[task.stage], "attempts", 1):
             return False
         heapq.heappush(self._queue, (task.priority, next(self._count), task))
         return True
 
-    def _check_failures(self, last: Record) -> None:
+    def _check_failures(self, last: str = "") -> None:
         if self._hopeless:
             raise TooManyFailures(
                 f"The machine lost {len(self._lost_since)} tasks, one of them {MACHINE_FAULTS} times; "
-                f"the last cause: {last['cause']} Look into RUN/logs, mend the site file, and give the same "
+                f"the last cause: {last} Look into RUN/logs, mend the site file, and give the same "
                 "command again."
             )
         for stage in self.stages:
@@ -243,8 +254,9 @@ class Flow:
                 walkers = f" and {counts.stopped} walkers stopped" if counts.stopped else ""
                 raise TooManyFailures(
                     f"{counts.failed} tasks of stage {stage.name} failed for good{walkers}, more than max_failed "
-                    f"allows ({self._max_failed:g} of {stage.total(self.board)}). Everything finished is kept:"
-                    " see campaign status."
+                    f"allows ({self._max_failed:g} of {stage.total(self.board)}). Everything finished is kept: see "
+                    "campaign status. Mend what made them fail and give the same command with --retry-quarantined, or "
+                    f"write a larger max_failed. The last cause: {_last_cause(self.failures, stage.name)}"
                 )
 
     # -- what the user sees ----------------------------------------------------------------------------------------
@@ -297,7 +309,7 @@ class Flow:
             "selected": len(training.chosen) if training is not None else 0,
             "labelled": sum(1 for t in self.board.labels.values() if t),
             "notes": [s.note for s in (self.board.source, *self.board.sets.values()) if s and s.note],
-            "failures": [{"task": r["task"], "stage": r["stage"], "cause": r["cause"]} for r in self.failures],
+            "failures": [_failure(r) for r in self.failures],
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,
             "loss": self._loss(logs) if logs is not None else None,
@@ -352,3 +364,17 @@ class Flow:
                     found = (path.stat().st_mtime, float(json.loads(lines[-1])["loss"]))
                     latest = max(latest or found, found)
         return latest[1] if latest else None
+
+
+def _failure(record: Record) -> dict[str, Json]:
+    """Return what the status says of a failure; of a label also which frame, where its files are, and every attempt."""
+    found: dict[str, Json] = {"task": record["task"], "stage": record["stage"], "cause": record["cause"]}
+    if record["stage"] == "label":
+        found["frame"] = record["name"].partition("/")[2]
+        found["folder"] = f"tasks/{record['task']}"
+        found["attempts"] = record["result"].get("attempts") or [remember(record)]
+    return found
+
+
+def _last_cause(failures: Sequence[Record], stage: str) -> str:
+    return next((r["cause"] for r in reversed(failures) if r["stage"] == stage), "")

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ def read_files(loaded: Loaded[Campaign]) -> dict[str, bytes]:
     from campaign.engines.lammps_potential import named_files
 
     found = dict(loaded.files)
-    for name, file in loaded.files.items():
+    for name in loaded.potentials:
+        file = loaded.files[name]
         for other in named_files(file):
             found[str(Path(name).parent / other)] = file.parent / other
     return {name: file.read_bytes() for name, file in found.items()}
@@ -46,6 +48,30 @@ def _with_named(name: str, content: bytes, every: dict[str, str]) -> str:
     words = content.replace(b'"', b" ").split()  # a structure file names no other
     named = sorted({w for w in (str(folder / t.decode(errors="replace")) for t in words) if w in every and w != name})
     return "-".join([every[name], *(every[w][:8] for w in named)])
+
+
+def label_methods(loaded: Loaded[Campaign]) -> list[str]:
+    """Return the hash of what each rung of ``engine: cp2k`` computes, in the order of its ladder; none elsewhere.
+
+    How a rung gets there does not enter (``cp2k_template.Template.method``), so that what is finished stays finished
+    when a template is made to converge better.
+    """
+    from campaign.config.cp2k_template import read_template
+
+    label = loaded.spec.label
+    if label is None or label.engine != "cp2k":
+        return []
+    template = read_template(loaded.folder / label.template)
+    return [template.method([rung])[0] for rung in label.ladder]
+
+
+def with_shared_cache(loaded: Loaded[Campaign]) -> Loaded[Campaign]:
+    """Return the campaign with the folder of its label cache written out: a run directory keeps using the same."""
+    label = loaded.spec.label
+    if label is None or label.engine == "pool" or label.cache is None:
+        return loaded
+    label = label.model_copy(update={"cache": str((loaded.folder / label.cache).resolve())})
+    return replace(loaded, spec=loaded.spec.model_copy(update={"label": label}))
 
 
 def frame_sources(loaded: Loaded[Campaign], known: Path | None = None, again: bool = False) -> list[Source]:
@@ -132,13 +158,17 @@ def _elements(loaded: Loaded[Campaign], source: Source, line: int, key: str) -> 
 def _check_pool(loaded: Loaded[Campaign], sources: Sequence[Source]) -> None:
     """Check that the pool gives what is held out beside the selected: known once the files were looked through."""
     spec = loaded.spec
-    size = spec.select.size if spec.select else 0
+    size, least = spec.select.size if spec.select else 0, ""
+    if spec.distill:
+        some = spec.distill.size if spec.distill.method == "grid" else spec.distill.initial
+        size, least = min(some, size) if spec.select else some, "at least " if spec.distill.method == "uq" else ""
     held_out = max((t.held_out for t in spec.validation if t.method == "errors"), default=0)
     frames = sum(m.all_walkers * m.frames for m in spec.sample) + sum(s.frames for s in sources)
     picks = size * max((1 + len(t.against) for t in spec.validation if t.method == "errors"), default=1)
     if held_out and held_out + picks > frames:
         k = next(i for i, t in enumerate(spec.validation) if t.method == "errors" and t.held_out == held_out)
-        key, what = f"validate[{k}].held_out", f"the pool has {frames} frames and {picks} of them are for training"
+        key = f"validate[{k}].held_out"
+        what = f"the pool has {frames} frames and {least}{picks} of them are for training"
         left = f"write held_out: {frames - picks} or less" if frames > picks else "select fewer"
         problem = Problem(loaded.lines.get(key, 1), key, what, str(held_out), f"{left}, or sample more")
         raise InputError(problem.text(loaded.path))

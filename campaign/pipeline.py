@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING
 
 from campaign.errors import InputError, StoreError
 from campaign.flow import Flow, History
-from campaign.inputs import check_in_place, digests, frame_sources, notes, read_files
+from campaign.inputs import (
+    check_in_place,
+    digests,
+    frame_sources,
+    label_methods,
+    notes,
+    read_files,
+    with_shared_cache,
+)
 from campaign.runtime.runner import InlineRunner, Runner
 from campaign.stages.board import Stage
 from campaign.store.rundir import RunDirectory, holder, open_existing
@@ -38,9 +46,16 @@ if TYPE_CHECKING:
 
 
 def stages_of(
-    campaign: Campaign, digests: dict[str, str], until: str | None = None, sources: Sequence[Source] = ()
+    campaign: Campaign,
+    digests: dict[str, str],
+    until: str | None = None,
+    sources: Sequence[Source] = (),
+    methods: Sequence[str] = (),
 ) -> list[Stage]:
-    """Return the stages of a campaign in order, up to and including ``until``; sources are its files of frames."""
+    """Return the stages of a campaign in order, up to and including ``until``.
+
+    ``sources`` are its files of frames, ``methods`` what each rung of CP2K computes (``inputs.label_methods``).
+    """
     from campaign.stages.distill import Distill
     from campaign.stages.label import Label
     from campaign.stages.sample import Sample
@@ -54,7 +69,7 @@ def stages_of(
     if campaign.distill:
         stages.append(Distill(campaign))
     if campaign.label:
-        stages.append(Label(campaign, digests))
+        stages.append(Label(campaign, digests, methods))
     if campaign.train:
         stages.append(Train(campaign))
     if campaign.validation:
@@ -113,9 +128,10 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
     """
     from campaign.config import dump
 
+    loaded = with_shared_cache(loaded)
     files = read_files(loaded)
     sources = frame_sources(loaded, path, again=True)
-    stages = stages_of(loaded.spec, digests(files), options.until, sources)
+    stages = stages_of(loaded.spec, digests(files), options.until, sources, label_methods(loaded))
     if not options.inline:
         _check_path(path)
     with RunDirectory(path) as directory:
@@ -163,7 +179,7 @@ def survey(run: Path) -> tuple[Flow, Campaign]:
     files = read_files(loaded)
     store = Store(path / "run.zarr")
     history = History(store.scan(), store.quarantined())
-    stages = stages_of(loaded.spec, digests(files), sources=frame_sources(loaded))
+    stages = stages_of(loaded.spec, digests(files), sources=frame_sources(loaded), methods=label_methods(loaded))
     flow = Flow(stages, history, loaded.spec.max_failed)
     flow.survey()
     return flow, loaded.spec
@@ -206,8 +222,10 @@ def _recovered(stages: list[Stage], campaign: Campaign, directory: RunDirectory,
     if retry:
         directory.release(quarantined)
         attempts = {task: n for task, n in attempts.items() if task not in quarantined}
+        directory.tries = {task: t for task, t in directory.tries.items() if task not in quarantined}
         quarantined = {}
-    return Flow(stages, History(done, quarantined, attempts), campaign.max_failed, workers)
+    history = History(done, quarantined, attempts, directory.tries)
+    return Flow(stages, history, campaign.max_failed, workers)
 
 
 @contextmanager

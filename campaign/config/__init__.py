@@ -4,7 +4,7 @@ Nothing is imported until it is asked for, so that ``import campaign.config`` co
 
 Reading: `load_campaign`, `load_site`, `check_together`, `dump`, `read_potential_header`, `read_structure`.
 Lists: `template_names`, `template_path`, `site_names`, `site_path`.
-Models: `Campaign` and its parts (``campaign_file``), `Site` and `Executor` (``site_file``).
+Models: `Campaign` and its parts (``campaign_file``, ``selections``, ``labels``), `Site` and `Executor` (``site_file``).
 Units: Å, eV, ps, K, bar.
 """
 
@@ -15,31 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from campaign.config.campaign_file import (
-        CALCULATORS,
         NPT,
         NVT,
         RDF,
         STAGES,
-        AseLabel,
         Campaign,
         Errors,
-        FakeLabel,
         FakeModel,
         FakeSample,
         FileSample,
-        Label,
-        LammpsLabel,
         Loss,
         Packing,
-        Potential,
         Prepare,
         Prototype,
-        Random,
-        Representation,
-        RNDStream,
         Sample,
         SchNet,
-        Select,
         Stability,
         StructureFile,
         System,
@@ -48,19 +38,22 @@ if TYPE_CHECKING:
         Validate,
     )
     from campaign.config.data_files import PotentialHeader, read_potential_header, read_structure
+    from campaign.config.labels import CALCULATORS, AseLabel, CP2KLabel, FakeLabel, Label, LammpsLabel, Potential
     from campaign.config.load import Loaded, dump, load_campaign, load_site
+    from campaign.config.selections import Random, Representation, RNDStream, Select
     from campaign.config.site_checks import check_together
     from campaign.config.site_file import Executor, Site
     from campaign.config.templates import copy_template, site_names, site_path, template_names, template_path
 
 _HOME = {
     "campaign_file": (
-        "CALCULATORS NPT NVT RDF STAGES AseLabel Campaign Errors FakeLabel FakeModel FakeSample FileSample Label "
-        "LammpsLabel Loss MOMT Packing Potential Prepare Prototype Random Representation RNDStream Sample SchNet "
-        "Select Stability StructureFile System Thresholds Train Validate"
+        "NPT NVT RDF STAGES Campaign Errors FakeModel FakeSample FileSample Loss MOMT Packing Prepare Prototype "
+        "Sample SchNet Stability StructureFile System Thresholds Train Validate"
     ),
     "data_files": "PotentialHeader read_potential_header read_structure",
+    "labels": "CALCULATORS AseLabel CP2KLabel FakeLabel Label LammpsLabel Potential",
     "load": "Loaded dump load_campaign load_site",
+    "selections": "Random Representation RNDStream Select",
     "site_checks": "check_together",
     "site_file": "Executor Site",
     "templates": "copy_template site_names site_path template_names template_path",
@@ -73,6 +66,7 @@ __all__ = [
     "RDF",
     "STAGES",
     "AseLabel",
+    "CP2KLabel",
     "Campaign",
     "Errors",
     "Executor",

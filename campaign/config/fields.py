@@ -220,6 +220,29 @@ def _scalars(value: object) -> dict[str, Any]:
 Scalars = Annotated[dict[str, Any], PlainValidator(_scalars)]
 
 
+def _parameters(value: object) -> dict[str, Any]:
+    remedy = "write a mapping such as {sigma: 3.4, epsilon: 0.0103}"
+    if not isinstance(value, dict):
+        raise wrong("a mapping is needed", remedy)
+    for key, item in value.items():
+        if not plain_data(item):
+            raise wrong(f"the value of '{key}' must be finite numbers, text, or lists and mappings of them", remedy)
+    return dict(value)
+
+
+def plain_data(value: object) -> bool:
+    """Tell whether a value is finite numbers, text, true/false, null, or lists and mappings of them."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and plain_data(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(plain_data, value))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+#: A program's own arguments: a mapping of names to numbers, text, true/false, or lists and mappings of them.
+Parameters = Annotated[dict[str, Any], PlainValidator(_parameters)]
+
+
 def tag_by(key: str) -> Callable[[Any], str | None]:
     """Return the function that names the variant of a union by its ``key`` (method, engine or model).
 

@@ -10,7 +10,9 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel
 
 from campaign.config.campaign_file import NOT_YET, Campaign
+from campaign.config.cp2k_checks import check_template
 from campaign.config.fields import suggest
+from campaign.config.label_checks import check_label
 from campaign.config.momt_checks import check_momt
 from campaign.config.physics import View, check_files, check_keys
 from campaign.config.problems import validate
@@ -47,6 +49,13 @@ class Loaded(Generic[T]):
     lines: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
 
+    @property
+    def potentials(self) -> list[str]:
+        """Those of the files that are LAMMPS potentials, which may name others."""
+        spec = self.spec
+        found = [getattr(getattr(spec, part, None), "potential", None) for part in ("system", "label")]
+        return [p.lammps for p in found if p is not None]
+
 
 def load_campaign(path: Path) -> Loaded[Campaign]:
     """Read and check a campaign file and the data files it names.
@@ -70,6 +79,10 @@ def load_campaign(path: Path) -> Loaded[Campaign]:
         files, faults = check_files(view, path.parent)
         problems += faults
         problems += check_keys(View(document, problems))
+        problems += check_label(View(document, problems), path.parent)
+        named, faults = check_template(View(document, problems), path.parent)
+        files |= named
+        problems += faults
         problems += check_momt(View(document, problems), path.parent)
     if problems or not isinstance(spec, Campaign):
         raise _input_error(path, problems)

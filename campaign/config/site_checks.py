@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics
 from campaign.config.fields import suggest
+from campaign.config.labels import CP2KLabel
 from campaign.config.physics import View
 from campaign.config.site_file import ENGINES, OPTIONS, Executor, Site
 from campaign.config.yaml_lines import Problem, show
@@ -88,7 +90,7 @@ def _check_command(view: View, engine: str) -> list[Problem]:
         if unknown:
             what = f"{unknown[0]} is nothing that campaign fills in"
             problems.append(view.problem(("launch", engine, i), what, show(word), 'write "{ranks}"'))
-    if words and not any("{" in w for w in words):
+    if words and engine != "cp2k" and not any("{" in w for w in words):  # CP2K's may be a program of one rank
         what = "the command does not say how many ranks to start"
         remedy = 'write "{ranks}" where the number goes, such as [mpiexec, -n, "{ranks}"]'
         problems.append(view.problem(("launch", engine), what, show(words), remedy))
@@ -134,7 +136,44 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
             fault = _too_many_ranks(site, site.executor_for(stage), ranks, sampling.ranks if name != "ranks" else 0)
             if fault:
                 say(f"{key}.{name}", fault[0], got, fault[1])
+    problems += _label_problems(loaded, site)
     return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)]
+
+
+def _label_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
+    """Yield what single points by CP2K ask for and the site has not: cores of a worker, a command for MPI ranks."""
+    label = loaded.spec.label
+    if not isinstance(label, CP2KLabel):
+        return
+
+    def problem(key: str, what: str, got: str, remedy: str) -> Problem:
+        places = (f"label.{key}", "label.engine", "label")
+        return Problem(next((loaded.lines[k] for k in places if k in loaded.lines), 1), places[0], what, got, remedy)
+
+    command = site.launch.get("cp2k", ())
+    if label.ranks > 1 and not any("{ranks}" in word for word in command):
+        what = f"site {site.name} has no command to launch CP2K on several ranks"
+        example = 'cp2k: [/usr/bin/mpirun, -n, "{ranks}", --bind-to, none, cp2k.psmp]'
+        remedy = f"write '{example}' under launch of the site file, or ranks: 1"
+        yield problem("ranks", what, f"{label.ranks}", remedy)
+    if "label" not in site.stages and "default" not in site.stages:
+        return
+    name = site.executor_for("label")
+    cores, each, needed = site.cores_per_node(name), site.executors[name].cores_per_worker, label.ranks * label.threads
+    if needed <= each:
+        return
+    key = "ranks" if label.ranks > 1 else "threads"
+    got = f"{label.ranks}" if label.threads == 1 else f"{label.threads}"
+    if label.ranks > 1 and label.threads > 1:
+        got = f"{label.ranks} ranks of {label.threads} threads"
+    if needed > cores:
+        what = f"a single point on {needed} cores does not fit a node of executor {name} of site {site.name} ({cores})"
+        yield problem(key, what, got, f"use {cores} cores or less, or choose a site with larger nodes")
+        return
+    what = f"a worker of executor {name} of site {site.name} has {each} core{'s' if each > 1 else ''}, not {needed}"
+    many = f"{cores // needed} single points" if cores // needed > 1 else "1 single point"
+    remedy = f"write cores_per_worker: {needed} for executor {name} in the site file (then a node runs {many})"
+    yield problem(key, what, got, f"{remedy}, or use {each} here")
 
 
 def _too_many_ranks(site: Site, name: str, ranks: int, walker: int = 0) -> tuple[str, str] | None:

@@ -74,10 +74,13 @@ def copy_template(name: str, to: Path) -> list[Path]:
 
     source = template_path(name)
     names = {source: to}
-    for relative, path in load_campaign(source).files.items():
+    loaded = load_campaign(source)
+    for relative, path in loaded.files.items():
         place = to.parent / relative
-        names[path] = place
-        names |= {path.parent / other: place.parent / other for other in named_files(path)}
+        if path.resolve().is_relative_to(source.parent.resolve()):  # data files of CP2K's own stay where they are
+            names[path] = place
+        if relative in loaded.potentials:
+            names |= {path.parent / other: place.parent / other for other in named_files(path)}
     blocked = [p for s, p in names.items() if p.exists() and (p == to or p.read_bytes() != s.read_bytes())]
     if blocked:
         raise InputError(*(f"{p}: this file is there already; remove it or name another with -o" for p in blocked))

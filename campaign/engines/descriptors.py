@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Ways of pooling.
-POOLINGS = ("mean", "species", "species_std")
+POOLINGS = ("mean", "species", "species_std", "species_extremes")
 #: Intervals in which the filters are tabulated: a 27th of the width of a Gaussian each.
 _KNOTS = 512
 #: Atoms and pairs (each once) of a chunk, which keep memory constant, on a CPU also the working set in the cache.
@@ -47,7 +47,8 @@ class Descriptor:
     """Features of atoms, pooled, as the descriptor of a frame.
 
     Source: random network distillation of molten salts (Tovey et al.) maps configurations by untrained SchNet
-    representations. Plain means over atoms hide single close contacts; the spread within each species shows them.
+    representations. Plain means over atoms hide single close contacts; the spread within each species shows some of
+    them, the extremes nearly all (``docs/selection.md`` has the figures).
     The result for a frame does not depend on the frames it comes with.
 
     Parameters
@@ -61,7 +62,8 @@ class Descriptor:
     pooling
         ``"mean"``: mean over all atoms, d = ``width``. ``"species"``: mean over the atoms of each species,
         d = width times species. ``"species_std"``: mean and standard deviation over the atoms of each species,
-        d = 2 width times species. Zero for a species that a frame does not have.
+        d = 2 width times species. ``"species_extremes"``: these and the smallest and largest value over the atoms of
+        each species, d = 4 width times species. Zero for a species that a frame does not have.
     device
         ``"cpu"``, ``"cuda"``, or ``"auto"``: cuda if torch sees one. SOAP always uses the CPU.
     settings
@@ -81,7 +83,7 @@ class Descriptor:
         numbers_present: Sequence[int],
         seed: int = 0,
         model: str = "schnet",
-        pooling: str = "species_std",
+        pooling: str = "species_extremes",
         device: str = "auto",
         **settings: Any,
     ) -> None:
@@ -93,10 +95,10 @@ class Descriptor:
         self.pooling = pooling
         self._features = _schnet(seed, device, **settings) if model == "schnet" else _Soap(self.species, **settings)
         self.cutoff = self._features.cutoff
-        parts = {"mean": 1, "species": len(self.species), "species_std": 2 * len(self.species)}
+        each = {"mean": 1, "species": 1, "species_std": 2, "species_extremes": 4}[pooling]
         #: Features of an atom, and of a frame.
         self.width = self._features.width
-        self.dimension = parts[pooling] * self.width
+        self.dimension = each * self.width * (1 if pooling == "mean" else len(self.species))
 
     def __call__(self, frames: Frames) -> Array:
         """Return (n, d) float32; memory does not grow with the number of frames.
@@ -140,8 +142,21 @@ class Descriptor:
         if self.pooling == "species":
             return np.asarray(mean.reshape(n, -1))
         apart = atoms - mean[np.arange(n)[:, None], np.searchsorted(self.species, numbers)]
-        std = np.sqrt(shares @ apart**2)
-        return np.concatenate([mean, std], axis=2).reshape(n, 2 * len(self.species) * width)
+        parts = [mean, np.sqrt(shares @ apart**2)]
+        if self.pooling == "species_extremes":
+            parts += [self._ends(of_kind, atoms, np.min), self._ends(of_kind, atoms, np.max)]
+        return np.concatenate(parts, axis=2).reshape(n, len(parts) * len(self.species) * width)
+
+    @staticmethod
+    def _ends(of_kind: Array, atoms: Array, end: Any) -> Array:
+        """Return (n, s, width) the smallest or largest features of each species; zero for one that is not there."""
+        out = np.zeros((len(atoms), of_kind.shape[1], atoms.shape[2]), dtype=atoms.dtype)
+        nothing = np.inf if end is np.min else -np.inf
+        for k in range(of_kind.shape[1]):
+            here = of_kind[:, k] > 0
+            found = end(atoms, axis=1, initial=nothing, where=here[:, :, None])
+            out[:, k] = np.where(here.any(axis=1)[:, None], found, 0.0)
+        return out
 
 
 def _chunks(frames: Frames, cutoff: float, device: str) -> Iterator[slice]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
-from campaign.tasks import Context, Task
+from campaign.tasks import Context, Json, Task
 
 Array = npt.NDArray[Any]
 Labels = tuple[Array, Array, Array]
@@ -38,10 +38,16 @@ def _ase(frames: Frames, task: Task, context: Context) -> Labels:
     from campaign.config import CALCULATORS
 
     module, _, name = CALCULATORS[task.params["calculator"]].rpartition(".")
+    parameters = dict(task.params.get("parameters", {}))
+    ladder = task.params.get("ladder", [])
+    if context.attempt and ladder:
+        parameters |= ladder[min(context.attempt, len(ladder)) - 1]
+    if task.params["calculator"] == "gpaw":  # it writes to the worker's own output otherwise
+        parameters.setdefault("txt", str(context.folder(task) / f"attempt-{context.attempt}.txt"))
     energies, forces, stresses = [], [], []
     for atoms in frames.to_ase():
         try:
-            atoms.calc = getattr(importlib.import_module(module), name)(**task.params.get("parameters", {}))
+            atoms.calc = getattr(importlib.import_module(module), name)(**parameters)
             energies.append(atoms.get_potential_energy())
             forces.append(atoms.get_forces())
             stresses.append(voigt_6_to_full_3x3_stress(atoms.get_stress()))
@@ -65,7 +71,13 @@ def _fake(frames: Frames, task: Task, context: Context) -> Labels:
     return fake.label(frames, task.params, task.extra)
 
 
-LABELLERS: dict[str, Labeller] = {"lammps": _lammps, "ase": _ase, "pool": _pool, "fake": _fake}
+def _cp2k(frames: Frames, task: Task, context: Context) -> Labels:
+    from campaign.engines import cp2k
+
+    return cp2k.label(frames, task, context)
+
+
+LABELLERS: dict[str, Labeller] = {"lammps": _lammps, "ase": _ase, "cp2k": _cp2k, "pool": _pool, "fake": _fake}
 
 
 def label(frames: Frames, task: Task, context: Context) -> Frames:
@@ -80,6 +92,15 @@ def label(frames: Frames, task: Task, context: Context) -> Frames:
     """
     energy, forces, stress = LABELLERS[task.params["engine"]](frames, task, context)
     return check_labels(frames, energy, forces, stress)
+
+
+def report(task: Task, context: Context) -> dict[str, Json]:
+    """Return what an engine says of its latest attempt at a task, also of one that failed; most say nothing."""
+    if task.params["engine"] != "cp2k":
+        return {}
+    from campaign.engines import cp2k
+
+    return cp2k.report(task, context)
 
 
 def check_labels(frames: Frames, energy: Array, forces: Array, stress: Array) -> Frames:
@@ -114,4 +135,4 @@ def versions(engine: str) -> dict[str, str]:
     from importlib.metadata import version
 
     packages: dict[str, tuple[str, ...]] = {"lammps": ("lammps",), "ase": ("ase",), "pool": (), "fake": ()}
-    return {name: version(name) for name in packages[engine]}
+    return {name: version(name) for name in packages.get(engine, ())}

@@ -30,9 +30,16 @@ class Model(Protocol):
 
 
 def train(
-    blocks: Sequence[Frames], spec: Mapping[str, Json], seed: int, on_epoch: Epoch, delay: float = 0.0
+    blocks: Sequence[Frames],
+    spec: Mapping[str, Json],
+    seed: int,
+    on_epoch: Epoch,
+    delay: float = 0.0,
+    counted: Sequence[Array] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Json]]:
     """Train the model that ``spec["model"]`` names; return its weights and a summary.
+
+    ``counted``, if given, tells for each block (n, a) which atoms' forces count.
 
     Raises
     ------
@@ -45,7 +52,7 @@ def train(
         return fake.train(blocks, seed, on_epoch, delay)
     from campaign.engines import schnetpack_train
 
-    return schnetpack_train.train(blocks, spec, seed, on_epoch)
+    return schnetpack_train.train(blocks, spec, seed, on_epoch, counted)
 
 
 def build_model(spec: Mapping[str, Json], weights: Mapping[str, Array]) -> Model:

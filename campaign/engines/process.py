@@ -1,6 +1,7 @@
 """The one place where programs are started: a list of arguments, never a shell; the process tree ends together.
 
-Also when the process that started it is killed: see ``campaign.engines.tied``.
+Also when the process that started it is killed: see ``campaign.engines.tied``. What leaves the process group, as the
+ranks of some MPI launchers do, is found by a mark in its environment.
 """
 
 from __future__ import annotations
@@ -11,11 +12,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from campaign.engines import tied
 from campaign.errors import EngineError
+
+#: Set in the environment of each program and of all that it starts, so that they are found when it must end.
+MARK = "CAMPAIGN_PROGRAM"
+
+#: Seconds that a program out of time has to end by itself.
+GRACE = 2.0
 
 
 def run(
@@ -42,7 +51,8 @@ def run(
         It could not be started now: no memory, no space, no such folder.
     """
     out, err = folder / "stdout", folder / "stderr"
-    every = {**os.environ, **(environment or {})}
+    mark = uuid.uuid4().hex
+    every = {**os.environ, **(environment or {}), MARK: mark}
     with out.open("wb") as o, err.open("wb") as e:
         _check_program(command[0], folder, every)
         process = subprocess.Popen(
@@ -55,12 +65,14 @@ def run(
             env=every,
             start_new_session=True,
         )
+        code: int | None = None
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
+            _ask_to_end(process)
             raise EngineError(f"{command[0]} was stopped after {timeout:g} s; its files are in {folder}.") from None
         finally:
-            _end_tree(process)
+            _end_tree(process, "" if code == 0 else mark)
     if code != 0:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise EngineError(f"{command[0]} ended with {how}: {_last_line(err) or _last_line(out)} ({folder})")
@@ -77,11 +89,38 @@ def _check_program(program: str, folder: Path, environment: Mapping[str, str]) -
         raise EngineError(f"{program} {what} on this machine; correct the site's launch command.")
 
 
-def _end_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the program's process group, also where the program itself has ended."""
+def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the program to end: a launcher then ends its MPI ranks, also those on other machines."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(GRACE)
+
+
+def _end_tree(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Kill what is left of the program's process group, also where the program itself has ended.
+
+    Where it did not end well, also those that left the group (MPI ranks, daemons): by the ``mark`` they inherited.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for _ in range(3 if mark else 0):  # one that was being started is found by the next look
+        found = list(_marked(mark))
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            break
+        time.sleep(0.02)
+
+
+def _marked(mark: str) -> Iterator[int]:
+    """Yield the processes of this machine that were started with a mark (Linux; elsewhere none is seen)."""
+    word = f"{MARK}={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if word in (folder / "environ").read_bytes().split(b"\0"):
+                yield int(folder.name)
 
 
 def _last_line(path: Path) -> str:

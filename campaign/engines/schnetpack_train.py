@@ -14,6 +14,7 @@ from campaign.engines.schnetpack import chunks, load_schnetpack, network
 from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 from campaign.science.neighbours import neighbour_list
+from campaign.science.references import offsets, reference_energies
 
 if TYPE_CHECKING:
     import torch
@@ -63,20 +64,6 @@ class Targets:
     weights: dict[str, float]
 
 
-def reference_energies(blocks: Sequence[Frames]) -> tuple[Array, Array]:
-    """Return (species (s,), energy of an atom of each (s,), eV) by least squares over the compositions.
-
-    Compositions that cannot tell the species apart (always one Na to one Cl) have many answers; the one of least
-    norm is taken, which gives equal energies to species in equal numbers.
-    """
-    numbers = np.unique(np.concatenate([b.numbers.ravel() for b in blocks])).astype(np.int64)
-    counts = np.concatenate([(b.numbers[:, :, None] == numbers).sum(axis=1) for b in blocks]).astype(np.float64)
-    energies = np.concatenate([b.energy for b in blocks])
-    # rows a frame of one atom: large and small cells count alike
-    atoms = counts.sum(axis=1, keepdims=True)
-    return numbers, np.linalg.lstsq(counts / atoms, energies / atoms[:, 0], rcond=1e-8)[0]
-
-
 def shortest_distances(blocks: Sequence[Frames], numbers: Array, cutoff: float) -> Array:
     """Return (s, s) the shortest distance of each two of the species ``numbers``, Å; 0 where none is in the cutoff."""
     core = np.full((len(numbers), len(numbers)), np.inf)
@@ -88,12 +75,13 @@ def shortest_distances(blocks: Sequence[Frames], numbers: Array, cutoff: float) 
     return np.where(np.isfinite(core), core, 0.0)
 
 
-def _targets(blocks: Sequence[Frames], loss: Mapping[str, float]) -> Targets:
+def _targets(blocks: Sequence[Frames], loss: Mapping[str, float], counted: Sequence[Array] | None = None) -> Targets:
     numbers, energies = reference_energies(blocks)
-    forces = np.concatenate([b.forces.ravel() for b in blocks])
+    atoms = [b.forces if counted is None else b.forces[counted[k]] for k, b in enumerate(blocks)]
+    forces = np.concatenate([f.ravel() for f in atoms])
     stress = np.concatenate([b.stress.ravel() for b in blocks])
     left = np.concatenate([_interaction(b, numbers, energies) / b.n_atoms for b in blocks])
-    scale = max(float(np.sqrt(np.mean(forces**2))), _SMALLEST["forces"])
+    scale = max(float(np.sqrt(np.mean(forces**2))) if len(forces) else 0.0, _SMALLEST["forces"])
     spread = {
         "energy": max(float(np.sqrt(np.mean(left**2))), _SMALLEST["energy"]),
         "forces": scale,
@@ -105,13 +93,14 @@ def _targets(blocks: Sequence[Frames], loss: Mapping[str, float]) -> Targets:
 
 def _interaction(block: Frames, numbers: Array, energies: Array) -> Array:
     """Return (n,) energies less the reference energies of the atoms, eV."""
-    table = np.zeros(int(numbers.max()) + 1)
-    table[numbers] = energies
-    return np.asarray(block.energy - table[block.numbers].sum(axis=1))
+    return np.asarray(block.energy - offsets(block, numbers, energies))
 
 
-def _examples(block: Frames, targets: Targets, cutoff: float) -> list[Tensors]:
-    """Return one SchNetPack input a frame with its targets: neighbours are searched once, here."""
+def _examples(block: Frames, targets: Targets, cutoff: float, counted: Array | None = None) -> list[Tensors]:
+    """Return one SchNetPack input a frame with its targets: neighbours are searched once, here.
+
+    Where only some atoms' forces are ``counted`` (n, a), those of the others are not in the targets.
+    """
     import torch
 
     spk = load_schnetpack()
@@ -140,6 +129,10 @@ def _examples(block: Frames, targets: Targets, cutoff: float) -> list[Tensors]:
                 "target.stress": real(one.stress / targets.scale),
             }
         )
+        if counted is not None:
+            some = torch.as_tensor(counted[k])[:, None]
+            out[-1]["counted"] = some.to(torch.float32)
+            out[-1]["target.forces"] = torch.where(some, out[-1]["target.forces"], 0.0)
     return out
 
 
@@ -160,14 +153,23 @@ def _collate(examples: Sequence[Tensors]) -> Tensors:
     return batch
 
 
+def _off(found: Tensors, batch: Tensors) -> torch.Tensor:
+    """Return (atoms, 3) by how much the forces are off; nothing for atoms whose forces do not count."""
+    off = found[load_schnetpack().properties.forces] - batch["target.forces"]
+    return off * batch["counted"] if "counted" in batch else off
+
+
 def _loss(found: Tensors, batch: Tensors, weights: Mapping[str, float]) -> torch.Tensor:
-    """Return the weighted squared errors, energies per atom, each over the spread of its labels."""
+    """Return the weighted squared errors, energies per atom, each over the spread of its labels.
+
+    The forces' part is divided by all atoms, counted or not: a force counts as much in a frame of which few count.
+    """
     import torch
 
     p = load_schnetpack().properties
     atoms = batch[p.n_atoms]
     energy = torch.mean(((found[p.energy] - batch["target.energy"]) / atoms) ** 2)
-    forces = torch.mean((found[p.forces] - batch["target.forces"]) ** 2)
+    forces = torch.mean(_off(found, batch) ** 2)
     stress = torch.mean((found[p.stress] - batch["target.stress"]) ** 2)
     return weights["energy"] * energy + weights["forces"] * forces + weights["stress"] * stress
 
@@ -193,9 +195,10 @@ class _Training:
     def __init__(self, spec: Mapping[str, Any], seed: int, targets: Targets, frames: int) -> None:
         import torch
 
-        self.epochs = int(spec["epochs"])
         self.batch = max(1, min(int(spec["batch"]), frames))
-        steps = max(self.epochs * -(-frames // self.batch), 2)
+        each = -(-frames // self.batch)
+        self.epochs = max(1, round(spec["steps"] / each)) if spec.get("steps") else int(spec["epochs"])
+        steps = max(self.epochs * each, 2)
         self.weights = targets.weights
         self.model = network(spec, seed)
         self.average = copy.deepcopy(self.model)
@@ -204,7 +207,7 @@ class _Training:
             self.optimizer,
             max_lr=spec["rate"],
             total_steps=steps,
-            pct_start=_WARM_UP,
+            pct_start=2.0 * _WARM_UP if steps == round(1.0 / _WARM_UP) else _WARM_UP,  # else torch divides by zero
             div_factor=10.0,
             final_div_factor=1e3,
         )
@@ -232,15 +235,14 @@ class _Training:
 
     def validate(self, batches: Sequence[Tensors]) -> tuple[float, float]:
         """Return (loss, mean squared force error) of the averaged weights."""
-        p = load_schnetpack().properties
         self.average.eval()
         losses, squares, count = [], 0.0, 0
         for batch in batches:
             found = self.average(dict(batch))
             losses.append(float(_loss(found, batch, self.weights).detach()))
-            squares += float(((found[p.forces] - batch["target.forces"]) ** 2).sum())
-            count += batch["target.forces"].numel()
-        return float(np.mean(losses)), squares / count
+            squares += float((_off(found, batch) ** 2).sum())
+            count += 3 * int(batch["counted"].sum()) if "counted" in batch else batch["target.forces"].numel()
+        return float(np.mean(losses)), squares / max(count, 1)
 
 
 def train(
@@ -248,6 +250,7 @@ def train(
     spec: Mapping[str, Any],
     seed: int,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    counted: Sequence[Array] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Train one model.
 
@@ -259,12 +262,16 @@ def train(
         ``features``, ``interactions``, ``cutoff`` (Å), ``loss`` {energy, forces, stress}, ``epochs``, ``batch``
         (frames), ``rate`` and ``wall`` (see ``schnetpack.Potential``; false leaves the bare network, for comparing
         selections by the stability of their models). Missing keys are those of ``DEFAULTS``. The loss is a sum of
-        squared errors, each over the mean square of its labels, with these weights.
+        squared errors, each over the mean square of its labels, with these weights. ``steps``, where given, are steps
+        of the optimiser, about, instead of ``epochs``.
     seed
         Decides the first weights, the held-back frames and the order. Same seed, same number of threads and same
         hardware give the same weights.
     on_epoch
         Called after each epoch with ``epoch`` (from 1), ``loss`` and ``force_rmse`` (held-back frames, eV/Å).
+    counted
+        For each block, (n, a) bool: the atoms whose forces count. The other forces have no influence on the weights;
+        energies and stresses of all frames do. None counts all.
 
     Returns
     -------
@@ -281,10 +288,11 @@ def train(
     """
     spec = DEFAULTS | dict(spec)
     blocks = [b for b in frames if len(b)]
+    some = [c for b, c in zip(frames, counted, strict=True) if len(b)] if counted is not None else None
     _check(blocks)
     start = time.perf_counter()
-    targets = _targets(blocks, spec["loss"])
-    examples = [e for b in blocks for e in _examples(b, targets, float(spec["cutoff"]))]
+    targets, cutoff = _targets(blocks, spec["loss"], some), float(spec["cutoff"])
+    examples = [e for k, b in enumerate(blocks) for e in _examples(b, targets, cutoff, some[k] if some else None)]
     rng = np.random.default_rng([seed & (2**63 - 1), 0x7261696E])
     order = rng.permutation(len(examples))
     held = max(1, round(_HELD_BACK * len(examples)))
@@ -310,7 +318,7 @@ def train(
         "scale": np.array([targets.scale]),
     }
     if spec["wall"]:
-        weights["core"] = _WALL_AT * shortest_distances(blocks, targets.numbers, float(spec["cutoff"]))
+        weights["core"] = _WALL_AT * shortest_distances(blocks, targets.numbers, cutoff)
     summary = {
         "epochs": run.epochs,
         "best_epoch": best.epoch,

@@ -103,8 +103,8 @@ def status_line(status: Status) -> str:
     return ", ".join(parts).replace("\u2009", "")
 
 
-def status_table(status: Status) -> ConsoleRenderable:
-    """Return the status as a table with bars, the figures under it, and the failures with their causes."""
+def status_table(status: Status, most: int = MOST_FAILURES) -> ConsoleRenderable:
+    """Return the status as a table with bars, the figures under it, and the ``most`` latest failures."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -139,7 +139,7 @@ def status_table(status: Status) -> ConsoleRenderable:
         figures.append("  ·  " if k else "", style="dim")
         figures.append(f"{label} ", style="dim").append(value)
     notes = [Text(f"note: {printable(note)}", overflow="fold") for note in status.get("notes") or []]
-    return Group(head, table, figures, *notes, *_failures(status))
+    return Group(head, table, figures, *notes, *_failures(status, most))
 
 
 def printable(text: Any) -> str:
@@ -147,18 +147,24 @@ def printable(text: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
-def _failures(status: Status) -> list[Text]:
-    """Return a line a failure, the newest ones."""
+def _failures(status: Status, most: int) -> list[Text]:
+    """Return a line a failure, the newest ones; of a label the frame, and where its files are."""
     from rich.text import Text
 
     found = [f for f in status.get("failures") or [] if isinstance(f, Mapping)]
     lines = []
-    if len(found) > MOST_FAILURES:
-        lines.append(Text(f"{len(found) - MOST_FAILURES} earlier failures are in the run's ledger.", style="dim"))
-    for failure in found[-MOST_FAILURES:]:
+    if len(found) > most:
+        lines.append(Text(f"{len(found) - most} earlier failures are in the run's ledger.", style="dim"))
+    for failure in found[-most:]:
         line = Text(overflow="fold")
-        line.append(f"✗ {printable(failure.get('stage', ''))} {printable(failure.get('task', ''))}: ", style="red")
+        what = printable(failure.get("frame") or failure.get("task", ""))
+        line.append(f"✗ {printable(failure.get('stage', ''))} {what}: ", style="red")
         line.append(printable(failure.get("cause", "")))
+        tries = len(failure.get("attempts") or [])
+        more = [f"{tries} attempts"] if tries > 1 else []
+        if failure.get("folder") and str(failure["folder"]) not in str(failure.get("cause")):
+            more.append(f"files in {printable(failure['folder'])}")
+        line.append(f" ({', '.join(more)})" if more else "", style="dim")
         lines.append(line)
     return lines
 

@@ -10,6 +10,7 @@ simply the most uncertain frames: those of one event are neighbours in time and 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,6 +66,39 @@ def atomic_std(energies: Array) -> Array:
 def frame_scores(std: Array, how: str = "max") -> Array:
     """Return (n,) the uncertainty of each frame from that of its atoms, (n, a): its largest ("max"), or their mean."""
     return np.asarray(std.max(axis=1) if how == "max" else std.mean(axis=1))
+
+
+def drawn(scores: Array, uniform: Array) -> Array:
+    """Return (n,) keys of which the largest k are a draw of k frames, each as likely as its score is large.
+
+    Parameters
+    ----------
+    scores : (n,) float
+        Not negative; what is not finite comes first, what is 0 last.
+    uniform : (n,) float
+        Random numbers above 0 and below 1, one a frame.
+
+    Notes
+    -----
+    Gumbel's noise on the logarithm: the draw is without replacement, and pieces can be seen one after another.
+    """
+    finite = np.isfinite(scores)
+    with np.errstate(divide="ignore"):
+        keys = np.log(np.where(finite, scores, 1.0)) - np.log(-np.log(uniform))
+    return np.where(finite, keys, np.inf)
+
+
+def most_uncertain(std: Sequence[Array], share: float) -> list[Array]:
+    """Return which atoms of some frames, (a,) each, are the most uncertain: this share of all of them, rounded up.
+
+    The share is of the atoms of all frames together, so that a frame that is uncertain everywhere has more of them.
+    """
+    sizes = [len(s) for s in std]
+    flat = np.concatenate([np.zeros(0), *std])
+    worth = np.where(np.isfinite(flat), flat, np.inf)
+    found = np.zeros(len(flat), dtype=bool)
+    found[np.argsort(-worth, kind="stable")[: math.ceil(share * len(flat) - 1e-9)]] = True
+    return np.split(found, np.cumsum(sizes)[:-1]) if sizes else []
 
 
 def fingerprints(energies: Array) -> Array:

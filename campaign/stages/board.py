@@ -32,6 +32,7 @@ class FrameSet:
     refused: list[dict[str, str]] = field(default_factory=list)
     closed: bool = False
     note: str = ""  # what people should know of it, such as that the pool had fewer frames
+    counted: list[str] = field(default_factory=list)  # tasks that say of which atoms of its frames the forces count
 
 
 @dataclass

@@ -7,7 +7,8 @@ labeller is asked, and the error of a model is known for every frame.
 own random part of the frames chosen so far; all frames are scored, each by the uncertainty of its atoms, which is the
 standard deviation of their energies over the members; the most uncertain frames that are not alike are added. It ends
 as soon as the ensemble's mean energy of the frames that were not chosen is good enough. Source: H. Jung et al., Data
-Distillation for Neural Network Potentials toward Foundational Dataset.
+Distillation for Neural Network Potentials toward Foundational Dataset. By option only the forces on the most uncertain
+atoms of the frames added count (``force_share``); which these are is decided, and stored, when the frames are chosen.
 
 An iteration is the members' training side by side, then the scoring of pieces of the pool side by side, then one task
 that chooses. Each is a task like any other: known by what decides its result, and never done twice. What was chosen is
@@ -31,7 +32,7 @@ from campaign.tasks import Context, Json, Outcome, Record, Task
 if TYPE_CHECKING:
     from campaign.config import Campaign
 
-VERSION = 1
+VERSION = 2
 
 #: Frames that one task scores, about: minutes for a small network on one core.
 PIECE = 1024
@@ -62,6 +63,7 @@ class Distill:
         self._limits = {key: spec.pop(key) for key in LIMITS}
         self._spec = spec
         self._model, self._extra = _model(campaign, spec)
+        self._atoms = spec.get("force_share", 1.0) < 1.0  # not every atom's force counts
         size = spec["size"] if self.method == "grid" else spec["initial"] + spec["iterations"] * spec["batch"]
         self._main = FrameSet(self.method, size, train=True)
         self.sets = [self._main, *compared_sets(campaign, self.method, size)]
@@ -108,6 +110,8 @@ class Distill:
         elif self._phase == "train":
             for k in range(self._spec["members"]):
                 params = {**self._model, "fraction": self._spec["train_fraction"], "seed": [*seed, k]}
+                if self._atoms and self._iteration:
+                    params["atoms"] = True
                 yield self._task("train", k, params, tuple(self._chain))
         elif self._phase == "score":
             for k, (ids, some) in enumerate(pieces):
@@ -119,7 +123,9 @@ class Distill:
             params = {key: self._spec[key] for key in ("batch", "candidates", "target_mae")}
             params |= {"members": len(models), "chain": len(self._chain), "iteration": self._iteration}
             params["last"] = self._iteration == self._spec["iterations"]
-            params |= {"seed": self._seed, "add": self._spec["add"]}
+            params |= {"seed": self._seed, "add": self._spec["add"], "score": self._spec["score"]}
+            if self._atoms:
+                params["force_share"] = self._spec["force_share"]
             yield self._task("choose", 0, params, (*models, *self._chain, *scores))
 
     def _task(self, what: str, number: int, params: dict[str, Json], inputs: tuple[str, ...]) -> Task:
@@ -183,8 +189,10 @@ class Distill:
         self._main.chosen += result["chosen"]
         self._main.refused += result["refused"]
         if self._phase == "choose":
-            self.iterations.append(result["figures"])
+            self.iterations.append({**result["figures"], "models": [self._models[k] for k in sorted(self._models)]})
             self._iteration += 1
+            if self._atoms and result["chosen"]:
+                self._main.counted.append(record["task"])
         self._chain.append(record["task"])
         self._models, self._scores, self._phase = {}, {}, "train"
         if result["finished"]:
@@ -201,7 +209,7 @@ class Distill:
     def _give_up(self) -> None:
         """End without frames: a part of a choice is not the choice asked for, and nothing is trained on it."""
         for chosen in self.sets:
-            chosen.chosen, chosen.closed = [], True
+            chosen.chosen, chosen.counted, chosen.closed = [], [], True
 
     def total(self, board: Board) -> int:
         """Return the number of tasks: those planned, and until all is chosen what the iterations left may take."""
@@ -235,8 +243,9 @@ def _model(campaign: Campaign, spec: dict[str, Json]) -> tuple[dict[str, Json], 
     extra = {"delay": model.pop("delay")} if "delay" in model else {}
     if "wall" in model:
         model["wall"] = False  # the network is to be judged, not what stands before its holes
-    if "epochs" in model and spec.get("epochs"):
-        model["epochs"] = spec["epochs"]
+    for key in ("epochs", "steps"):
+        if "epochs" in model and spec.get(key):
+            model[key] = spec[key]
     return {"model": model["model"], "spec": model}, extra
 
 

@@ -16,7 +16,7 @@ from campaign.science.refusals import Limits, refusals
 from campaign.science.selection import Batch, RandomSelector, Reservoir, frame_hash
 from campaign.science.selectors import build_selector
 from campaign.stages.selecting import COLUMNS
-from campaign.stages.trained import load_models, train_watched
+from campaign.stages.trained import counted_of, load_models, pack_counted, train_watched
 from campaign.tasks import Context, Json, Outcome, Task
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ def first(task: Task, store: Store) -> Outcome:
 
 
 def train_member(task: Task, context: Context, store: Store) -> Outcome:
-    """Train one member on its random part of the frames chosen so far, and test it on the others of them."""
+    """Train one member on its random part of the frames chosen so far, and test it on the others of them.
+
+    The inputs are the tasks that chose the frames. Where ``atoms`` is true, all but the first say of which atoms the
+    forces count.
+    """
     p = task.params
     frames = chosen_by(store, task.inputs)
     rng = np.random.default_rng(p["seed"])
@@ -85,7 +89,9 @@ def train_member(task: Task, context: Context, store: Store) -> Outcome:
     mine[rng.choice(len(frames), n, replace=False)] = True
     blocks = store.collect("sample", [f for f, m in zip(frames, mine, strict=True) if m])
     seed = int(np.random.SeedSequence(p["seed"]).generate_state(1)[0])
-    model, arrays, summary = train_watched(blocks, p["spec"], seed, context.folder(task), task.extra.get("delay", 0.0))
+    counted = counted_of(store, task.inputs[1:] if p.get("atoms") else [], blocks)
+    delay = task.extra.get("delay", 0.0)
+    model, arrays, summary = train_watched(blocks, p["spec"], seed, context.folder(task), delay, counted)
     rest = store.collect("sample", [f for f, m in zip(frames, mine, strict=True) if not m])
     off = [model.atomic_energies(b).sum(axis=1) - b.energy for b in rest]
     errors = [np.abs(d) / b.n_atoms for d, b in zip(off, rest, strict=True)]
@@ -97,12 +103,13 @@ def train_member(task: Task, context: Context, store: Store) -> Outcome:
 def score(task: Task, store: Store) -> Outcome:
     """Score the frames of a piece of the pool: uncertainty, its part in the energy, and the true error.
 
-    The result has ``score`` (n,) eV, ``std`` and ``error`` (n,) eV/atom, and the frames' ids.
+    The result has ``score`` (n,) eV, ``std`` and ``error`` (n,) eV/atom, and the frames' ids. The score is the
+    uncertainty of the frame's energy itself (eV/atom) where that is asked for.
     """
     p = task.params
     m = p["members"]
     models = load_models(store, task.inputs[:m], "distill")
-    shift = _Shift(models, store.collect("sample", chosen_by(store, task.inputs[m : m + 1])[:REFERENCE]))
+    shift = _reference(store, models, task.inputs[m])
     limits = Limits(**p["limits"])
     empty = np.zeros(0, dtype=np.float32)
     parts: dict[str, list[Array]] = {"score": [empty], "std": [empty], "error": [empty]}
@@ -118,8 +125,9 @@ def score(task: Task, store: Store) -> Outcome:
         total = energies.sum(axis=2)
         atoms = good.n_atoms
         std = uncertainty.atomic_std(energies - shift.of(good))
-        parts["score"].append(uncertainty.frame_scores(std, p["score"]))
-        parts["std"].append(total.std(axis=0, ddof=1) / atoms)
+        of_energy = total.std(axis=0, ddof=1) / atoms
+        parts["score"].append(of_energy if p["score"] == "energy" else uncertainty.frame_scores(std, p["score"]))
+        parts["std"].append(of_energy)
         parts["error"].append((total.mean(axis=0) - good.energy) / atoms)
         ids["task"].append(good.task)
         ids["index"].append(good.index)
@@ -150,14 +158,23 @@ class _Shift:
         return np.asarray(np.einsum("ms,nas->mna", self._shift, there))
 
 
+def _reference(store: Store, models: Sequence[Model], drawn: str) -> _Shift:
+    """Return the members' shift over the first of the frames that a task drew."""
+    return _Shift(models, store.collect("sample", chosen_by(store, [drawn])[:REFERENCE]))
+
+
 def choose(task: Task, store: Store) -> Outcome:
-    """Judge the ensemble by the frames that were not chosen, and choose the next ones unless that is enough."""
+    """Judge the ensemble by the frames that were not chosen, and choose the next ones unless that is enough.
+
+    Where ``force_share`` is given, it is decided here of which atoms of the chosen frames the forces count.
+    """
     p = task.params
     m, c = p["members"], p["chain"]
     models, chain, scores = task.inputs[:m], task.inputs[m : m + c], task.inputs[m + c :]
     taken = chosen_by(store, chain)
-    blind = p["add"] == "random"
-    rest = _Rest(p["batch"] if blind else math.ceil(p["candidates"] * p["batch"]), p["seed"], blind)
+    thinned = p["add"] == "uncertain"
+    room = math.ceil(p["candidates"] * p["batch"]) if thinned else p["batch"]
+    rest = _Rest(room, p["seed"], p["add"], p["iteration"])
     known = _by_task(taken)
     refused: list[dict[str, str]] = []
     for piece in scores:
@@ -171,15 +188,23 @@ def choose(task: Task, store: Store) -> Outcome:
     why: list[str] = []
     if not finished:
         candidates = [frame_id(t, i) for t, i in rest.ids]
-        if blind:
-            chosen, why = candidates, ["drawn at random"] * len(candidates)
+        if not thinned:
+            how = "drawn at random" if p["add"] == "random" else "drawn, as likely as it is uncertain"
+            chosen, why = candidates, [how] * len(candidates)
         else:
             features = _fingerprints(store, load_models(store, models, "distill"), candidates)
             rows = uncertainty.thin(rest.top, features, p["batch"])
             chosen = [candidates[k] for k in rows]
-            why = [f"the energies of its atoms are uncertain by {rest.top[k]:.3g} eV" for k in rows]
+            what = "its energy is" if p["score"] == "energy" else "the energies of its atoms are"
+            unit = "eV/atom" if p["score"] == "energy" else "eV"
+            why = [f"{what} uncertain by {rest.top[k]:.3g} {unit}" for k in rows]
+    arrays: dict[str, Array] = {}
+    if chosen and "force_share" in p:
+        ensemble = load_models(store, models, "distill")
+        std = _atomic_std(store, ensemble, chosen, _reference(store, ensemble, chain[0]))
+        arrays = pack_counted(uncertainty.most_uncertain(std, p["force_share"]))
     found = {"chosen": chosen, "why": why, "refused": refused, "finished": finished, "figures": figures}
-    return Outcome({**found, "note": _note(figures, p["target_mae"], enough) if finished else ""}, {})
+    return Outcome({**found, "note": _note(figures, p["target_mae"], enough) if finished else ""}, arrays)
 
 
 def _note(figures: dict[str, Json], target: float, enough: bool) -> str:
@@ -198,15 +223,17 @@ class _Rest:
     room
         How many of the most uncertain are kept: ``top`` (k,) their scores, by falling score, and ``ids``.
     seed
-        Which frames stand for all where they are more than ``SAMPLE``.
-    blind
-        Keep random frames instead, to compare with.
+        Which frames stand for all where they are more than ``SAMPLE``, and of the draws.
+    add
+        Keep frames that are "weighted" (drawn, as likely as their score is large) or "random" ones instead.
+    iteration
+        Each draws anew.
     """
 
-    def __init__(self, room: int, seed: int, blind: bool = False) -> None:
+    def __init__(self, room: int, seed: int, add: str = "uncertain", iteration: int = 0) -> None:
         self.top = np.zeros(0)
         self.ids: list[tuple[Any, Any]] = []
-        self._room, self._seed, self._blind = room, seed, blind
+        self._room, self._seed, self._add, self._iteration = room, seed, add, iteration
         self._count, self._pool = 0, 0
         self._sums = np.zeros(3)  # of the error's size, its square, and itself
         self._sample = Reservoir(SAMPLE, 3)
@@ -226,7 +253,13 @@ class _Rest:
         ids = np.stack([part["task"].astype(np.uint64), part["index"].astype(np.uint64)], axis=1)
         hashes = frame_hash(self._seed, part["task"], part["index"])
         self._sample.add(hashes, ids, values)
-        worth = hashes.astype(np.float64) if self._blind else values[:, 0]
+        worth = values[:, 0]
+        if self._add == "random":
+            worth = hashes.astype(np.float64)
+        elif self._add == "weighted":
+            dice = int(np.random.SeedSequence([self._seed, self._iteration]).generate_state(1)[0])
+            uniform = (frame_hash(dice, part["task"], part["index"]) >> np.uint64(12)).astype(np.float64)
+            worth = uncertainty.drawn(worth, (uniform + 0.5) / 2.0**52)
         worst = np.concatenate([self.top, np.where(np.isfinite(worth), worth, np.inf)])
         names = [*self.ids, *zip(part["task"], part["index"], strict=True)]
         order = np.argsort(-worst, kind="stable")[: self._room]
@@ -309,6 +342,15 @@ def _by_task(frames: Sequence[str]) -> dict[int, Array]:
         task, index = parse_frame_id(frame)
         found.setdefault(int(task, 16), []).append(index)
     return {task: np.array(indices) for task, indices in found.items()}
+
+
+def _atomic_std(store: Store, models: Sequence[Model], ids: Sequence[str], shift: _Shift) -> list[Array]:
+    """Return (a,) the uncertainty of each atom of each frame, eV, in the order of ``ids``."""
+    found: dict[str, Array] = {}
+    for block in store.collect("sample", ids):
+        energies = np.stack([model.atomic_energies(block) for model in models])
+        found |= dict(zip(block.ids, uncertainty.atomic_std(energies - shift.of(block)), strict=True))
+    return [found[f] for f in ids]
 
 
 def _fingerprints(store: Store, models: Sequence[Model], ids: Sequence[str]) -> Array:

@@ -1,16 +1,24 @@
-"""Labelling: one single point a frame, as soon as the frame is chosen; a failed one is quarantined, others go on."""
+"""Labelling: one single point a frame, as soon as the frame is chosen; a failed one is quarantined, others go on.
+
+A calculation that fails is tried again one rung further up a ladder of settings. The number of the attempt, which the
+ledger keeps over kills and resumes, is the number of the rung; a fault of the machine repeats the rung.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from campaign.frames import parse_frame_id
+from campaign.frames import Frames, parse_frame_id
 from campaign.stages.board import Board
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign
+    from campaign.store.label_cache import LabelCache
 
 VERSION = 1
 
@@ -24,30 +32,39 @@ class Label:
         The campaign.
     digests
         Path of each data file to the hash of its content.
+    methods
+        Of each rung of CP2K's ladder, the hash of what may change its result (``inputs.label_methods``).
     """
 
     name = "label"
 
-    def __init__(self, campaign: Campaign, digests: dict[str, str]) -> None:
-        from campaign.config import LammpsLabel
-
+    def __init__(self, campaign: Campaign, digests: dict[str, str], methods: Sequence[str] = ()) -> None:
         assert campaign.label is not None
         spec = campaign.label.model_dump(mode="json")
         self._params: dict[str, Json] = {"engine": spec["engine"]}
         self._extra: dict[str, Json] = {}
         self._fail: set[int] = set()
-        if isinstance(campaign.label, LammpsLabel):
-            potential = campaign.label.potential or campaign.system.potential
-            assert potential is not None  # the campaign file is refused without it
-            path = potential.lammps
+        self.attempts: int = campaign.label.attempts
+        if spec.get("cache"):
+            self._extra["cache"] = spec["cache"]
+        if spec["engine"] == "lammps":
+            potential = spec["potential"] or campaign.system.model_dump(mode="json")["potential"]
+            path = potential["lammps"]  # the campaign file is refused without it
             self._params["potential"] = digests[path]
             self._extra["potential"] = path
+        elif spec["engine"] == "cp2k":
+            # what may change a result; how it is got to may be edited without anything finished being redone
+            self._params["method"] = list(dict.fromkeys(methods))
+            self._extra |= {k: spec[k] for k in ("template", "ladder", "ranks", "threads", "timeout")}
+            self._extra["methods"] = list(methods)
         elif spec["engine"] == "ase":
             self._params |= {k: spec[k] for k in ("calculator", "parameters")}
+            if spec["ladder"]:
+                self._params["ladder"] = spec["ladder"]
+                self.attempts = max(self.attempts, 1 + len(spec["ladder"]))
         elif spec["engine"] == "fake":
             self._fail = set(spec["fail"])
             self._extra["delay"] = spec["delay"]
-        self.attempts: int = spec["attempts"]
         self._frame_of: dict[str, str] = {}
         self._frames: set[str] = set()
         self._read: dict[str, int] = {}  # frames taken from each set so far
@@ -91,12 +108,86 @@ class Label:
         return all(s.closed for s in board.sets.values()) and len(board.labels) == len(self._frame_of)
 
 
-def work(task: Task, context: Context) -> Outcome:
-    """Label one frame of the pool and check the result."""
+def describe(task: Task, context: Context) -> dict[str, Json]:
+    """Return what this attempt at a label was, for the ledger: its rung, its settings, what the engine says of it."""
     from campaign.engines import labellers
+
+    found: dict[str, Json] = {}
+    if "ladder" in task.extra:  # of CP2K
+        number = min(context.attempt, len(task.extra["ladder"]) - 1)
+        found = {"rung": number, "settings": task.extra["ladder"][number]}
+    elif "ladder" in task.params:  # arguments of an ASE calculator
+        number = min(context.attempt, len(task.params["ladder"]))
+        found = {"rung": number, "settings": task.params["ladder"][number - 1] if number else {}}
+    said = {k: v for k, v in labellers.report(task, context).items() if k != "cause"}  # the record has it
+    if "rung" in said:
+        said["rung_name"] = said.pop("rung")
+    return found | said
+
+
+def work(task: Task, context: Context) -> Outcome:
+    """Label one frame of the pool and check the result; one that the cache has is published without running anything.
+
+    The record's summary holds the energy (eV), the frame's id, the rung, and what the engine says of its calculation.
+    """
+    from campaign.engines import labellers
+    from campaign.store.label_cache import LabelCache
     from campaign.store.store import Store
 
-    source = Store(context.run / "run.zarr").frames("sample", task.inputs[0], [task.params["frame"]])
-    labelled = labellers.label(source, task, context)
-    summary: dict[str, Json] = {"energy": float(labelled.energy[0]), "frame": task.extra["id"]}
-    return Outcome(summary, dict(labelled.arrays()), versions=labellers.versions(task.params["engine"]))
+    frame = Store(context.run / "run.zarr").frames("sample", task.inputs[0], [task.params["frame"]])
+    cache = LabelCache(Path(task.extra["cache"])) if task.extra.get("cache") else None
+    if cache is not None:
+        found = _look(cache, frame, task, context)
+        if cache.damaged:  # said here too: this attempt may fail
+            with suppress(OSError), (context.run / "logs" / "label_cache.log").open("a") as log:
+                log.write("".join(f"{said}\n" for said in cache.damaged))
+        if found is not None:
+            return found
+    labelled = labellers.label(frame, task, context)
+    about = describe(task, context)
+    versions = labellers.versions(task.params["engine"])
+    if "version" in about:
+        versions[task.params["engine"]] = str(about["version"])
+    summary = _summary(labelled, task) | about
+    if cache is not None:
+        kept = {**about, "versions": versions}
+        notes = [*cache.damaged, *(cache.put(key, labelled, kept) for key in _keys(frame, task, context))]
+        summary["cache"] = " ".join(dict.fromkeys(note for note in notes if note)) or "kept"
+    return Outcome(summary, dict(labelled.arrays()), versions=versions)
+
+
+def _summary(labelled: Frames, task: Task) -> dict[str, Json]:
+    return {"energy": float(labelled.energy[0]), "frame": task.extra["id"]}
+
+
+def _look(cache: LabelCache, frame: Frames, task: Task, context: Context) -> Outcome | None:
+    """Return what the cache has of this frame by this method, checked like any label."""
+    from campaign.engines.labellers import check_labels
+    from campaign.errors import Unphysical
+
+    for key in _keys(frame, task, context):
+        found = cache.get(key, frame.n_atoms)
+        if found is None:
+            continue
+        try:
+            labelled = check_labels(frame, found.energy, found.forces, found.stress)
+        except Unphysical as error:
+            cache.damaged.append(f"The cached label {cache.path(key)} cannot be right ({error}); it is computed again.")
+            continue
+        about = {k: v for k, v in found.about.items() if k != "versions"}
+        summary = _summary(labelled, task) | about | {"cache": "found"}
+        return Outcome(summary, dict(labelled.arrays()), versions=found.about.get("versions", {}))
+    return None
+
+
+def _keys(frame: Frames, task: Task, context: Context) -> list[str]:
+    """Return the names of a label in the cache: as the outcome of the whole ladder, and as that of this rung alone."""
+    from campaign.store.label_cache import label_key
+
+    params = {k: v for k, v in task.params.items() if k != "frame"}
+    methods = [json.dumps([VERSION, params], sort_keys=True)]
+    if "methods" in task.extra:
+        rungs = task.extra["methods"]
+        alone = {**params, "method": [rungs[min(context.attempt, len(rungs) - 1)]]}
+        methods.append(json.dumps([VERSION, alone], sort_keys=True))
+    return list(dict.fromkeys(label_key(frame, method) for method in methods))

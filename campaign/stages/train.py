@@ -9,7 +9,7 @@ import numpy as np
 
 from campaign.errors import EngineError
 from campaign.stages.board import Board
-from campaign.stages.trained import export_model, model_path, train_watched
+from campaign.stages.trained import counted_of, export_model, model_path, train_watched
 from campaign.tasks import Context, Outcome, Record, Task, new_record
 
 if TYPE_CHECKING:
@@ -51,11 +51,14 @@ class Train:
                 board.trained.add(chosen.name)
                 continue
             labels = tuple(str(board.labels[f]) for f in frames)
+            choices = tuple(chosen.counted)
             self._open[chosen.name] = self._members
             for member in range(self._members):
                 params = {**self._spec, "seed": [self._seed, member]}
+                if choices:
+                    params["choices"] = len(choices)
                 name = f"{chosen.name}/{member}"
-                task = Task("train", name, params, labels, VERSION, priority=3, extra=self._extra)
+                task = Task("train", name, params, labels + choices, VERSION, priority=3, extra=self._extra)
                 self._sets_of.setdefault(task.id, []).append(chosen.name)
                 if len(self._sets_of[task.id]) == 1:
                     yield task
@@ -94,16 +97,22 @@ def load(task: Task) -> None:
 
 
 def work(task: Task, context: Context) -> Outcome:
-    """Train one model on the labelled frames; each epoch leaves a line in the task's folder for the live view."""
+    """Train one model on the labelled frames; each epoch leaves a line in the task's folder for the live view.
+
+    The last inputs, as many as ``choices`` says, are the tasks that decided of which atoms the forces count.
+    """
     from campaign.engines.models import versions
     from campaign.store.store import Store
 
     store = Store(context.run / "run.zarr")
     if not task.inputs:
         raise EngineError("There is no labelled frame to train on: every label failed, see campaign status.")
-    blocks = store.collect("label", [f"{i}:0" for i in task.inputs])
+    labels = len(task.inputs) - task.params.get("choices", 0)
+    blocks = store.collect("label", [f"{i}:0" for i in task.inputs[:labels]])
+    counted = counted_of(store, task.inputs[labels:], blocks)
     seed = int(np.random.SeedSequence(task.params["seed"]).generate_state(1)[0])
-    spec = {k: v for k, v in task.params.items() if k != "seed"}
-    model, arrays, summary = train_watched(blocks, spec, seed, context.folder(task), task.extra.get("delay", 0.0))
+    spec = {k: v for k, v in task.params.items() if k not in ("seed", "choices")}
+    delay = task.extra.get("delay", 0.0)
+    model, arrays, summary = train_watched(blocks, spec, seed, context.folder(task), delay, counted)
     export_model(model, model_path(context.run / "models", new_record(task, context.attempt)))
     return Outcome(summary, arrays, versions=versions(task.params["model"]))

@@ -17,11 +17,21 @@ from campaign.tasks import Json, Record
 #: Names of a published training's arrays: its weights, and its history (epoch, loss, force RMSE on held-back frames).
 WEIGHTS, HISTORY = "weights.", "history"
 
+#: Names of the arrays of a choice that say of which atoms the forces count: one entry an atom, atoms of each frame.
+COUNTED, ATOMS = "counted", "atoms"
+
 
 def train_watched(
-    blocks: Sequence[Frames], spec: dict[str, Json], seed: int, folder: Path, delay: float = 0.0
+    blocks: Sequence[Frames],
+    spec: dict[str, Json],
+    seed: int,
+    folder: Path,
+    delay: float = 0.0,
+    counted: Sequence[Array] | None = None,
 ) -> tuple[Model, dict[str, Array], dict[str, Json]]:
     """Train one model; each epoch leaves a line in ``folder`` for the live view.
+
+    ``counted``, if given, tells for each block (n, a) which atoms' forces count (``counted_of``).
 
     Returns
     -------
@@ -35,10 +45,31 @@ def train_watched(
             history.append([values["epoch"], values["loss"], values["force_rmse"]])
             lines.write(json.dumps(values) + "\n")
 
-        weights, summary = train(blocks, spec, seed, on_epoch, delay)
+        weights, summary = train(blocks, spec, seed, on_epoch, delay, counted)
     arrays: dict[str, Array] = {WEIGHTS + name: value for name, value in weights.items()}
     arrays[HISTORY] = np.array(history, dtype="float64").reshape(-1, 3)
     return build_model(spec, weights), arrays, {**summary, "model": spec}
+
+
+def pack_counted(counted: Sequence[Array]) -> dict[str, Array]:
+    """Return what is stored of the atoms whose forces count, frame by frame in the order in which they were chosen."""
+    flat = np.concatenate([np.zeros(0, dtype=bool), *counted])
+    return {COUNTED: flat.astype(np.uint8), ATOMS: np.array([len(c) for c in counted], dtype=np.int32)}
+
+
+def counted_of(store: Store, choices: Sequence[str], blocks: Sequence[Frames]) -> list[Array] | None:
+    """Return for each block (n, a) which atoms' forces count, as the tasks that chose the frames decided.
+
+    All atoms of a frame that none of them chose count; None where there are no such tasks.
+    """
+    if not choices:
+        return None
+    known: dict[str, Array] = {}
+    for task in choices:
+        found = store.arrays("distill", task)
+        parts = np.split(found[COUNTED].astype(bool), np.cumsum(found[ATOMS])[:-1])
+        known |= dict(zip(store.locate("distill", task).record["result"]["chosen"], parts, strict=True))
+    return [np.stack([known.get(f, np.ones(b.n_atoms, dtype=bool)) for f in b.ids]) for b in blocks]
 
 
 def load_models(store: Store, tasks: Sequence[str], stage: str = "train") -> list[Model]:

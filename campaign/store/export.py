@@ -7,7 +7,8 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,10 +16,16 @@ from campaign.errors import StoreError
 from campaign.frames import Frames
 from campaign.store.groups import translate
 
+if TYPE_CHECKING:
+    from ase import Atoms
+
 Reasons = Mapping[str, str]
 
+#: Element -> reference energy of an atom, eV: the offset in the energies of labelled frames, written beside them.
+References = Mapping[str, float]
 
-def _extxyz(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
+
+def _extxyz(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References) -> int:
     from ase.io import write
 
     count = 0
@@ -28,16 +35,21 @@ def _extxyz(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
             for atoms in images:
                 if atoms.info["frame"] in reasons:
                     atoms.info["reason"] = reasons[atoms.info["frame"]]
+                if references:
+                    atoms.info["reference_energies"] = " ".join(f"{e}:{x:.9g}" for e, x in references.items())
+                    atoms.info["reference_energy"] = _offset(atoms, references)
             write(file, images, format="extxyz")
             count += len(block)
     return count
 
 
-def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
+def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References) -> int:
     from ase.db import connect
 
     count = 0
     with connect(to, type="db") as database:
+        if references:
+            database.metadata = {"reference_energies": dict(references), "units": "eV an atom"}
         for block in blocks:
             for atoms in block.to_ase():
                 info = dict(atoms.info)
@@ -46,12 +58,14 @@ def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
                 if atoms.calc is not None and "energies" in atoms.calc.results:  # the database has no place for them
                     data["energies"] = atoms.calc.results["energies"]
                 numbers = {k: v for k, v in info.items() if np.isfinite(v)}
+                if references:
+                    numbers["reference_energy"] = _offset(atoms, references)
                 database.write(atoms, data=data, key_value_pairs=numbers)
             count += len(block)
     return count
 
 
-def _zarr(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
+def _zarr(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References) -> int:
     """Write a group a number of atoms (``atoms-64``), each with the arrays of ``Frames``."""
     import zarr
 
@@ -71,18 +85,25 @@ def _zarr(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
                 written[name][...] = value
         count += len(block)
     root.attrs["reasons"] = dict(reasons)
+    if references:
+        root.attrs["reference_energies"] = dict(references)
     return count
 
 
-def _aside(
-    writer: Callable[[Iterator[Frames], Path, Reasons], int],
-) -> Callable[[Iterator[Frames], Path, Reasons], int]:
+def _offset(atoms: Atoms, references: References) -> float:
+    """Return the sum of the reference energies of a frame's atoms, eV; its energy includes it."""
+    return sum(references[symbol] for symbol in atoms.get_chemical_symbols())
+
+
+def _aside(writer: Callable[[Iterator[Frames], Path, Reasons, References], int]) -> Callable[..., int]:
     """Make a writer write aside and rename, so that a file with the asked name is always whole."""
 
-    def write(blocks: Iterator[Frames], to: Path, reasons: Reasons) -> int:
+    def write(
+        blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References = MappingProxyType({})
+    ) -> int:
         work = to.with_name(f".{uuid.uuid4().hex}{to.suffix}")
         try:
-            count = writer(blocks, work, reasons)
+            count = writer(blocks, work, reasons, references)
             if count:
                 os.rename(work, to)
             return count

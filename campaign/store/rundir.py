@@ -18,7 +18,7 @@ from campaign.leftovers import end_leftovers
 from campaign.store import groups
 from campaign.store.ledger import Ledger, read_ledger
 from campaign.store.store import Store
-from campaign.tasks import Record
+from campaign.tasks import Json, Record, remember
 
 
 class RunDirectory:
@@ -35,11 +35,17 @@ class RunDirectory:
         Another driver holds it; the message names its host and process.
     SchemaError
         The store was written by another version.
+
+    Attributes
+    ----------
+    tries
+        What is remembered of the failed attempts at each unfinished task; ``recover`` fills it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.token = uuid.uuid4().hex
+        self.tries: dict[str, list[dict[str, Json]]] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.path / "driver.lock", self.token)
@@ -109,13 +115,16 @@ class RunDirectory:
         self.ledger.append(r for t, r in done.items() if t not in written)
         self.ledger.append(r for t, r in quarantined.items() if given_up.get(t) != "quarantined")
         attempts: dict[str, int] = {}
+        self.tries.clear()
         for r in lines:
             if r["state"] == "done" and r["stage"] not in KINDS:
                 done[r["task"]] = r
             elif r["state"] == "failed" and not r["transient"]:
                 attempts[r["task"]] = attempts.get(r["task"], 0) + 1
+                self.tries.setdefault(r["task"], []).append(remember(r))
             elif r["state"] == "released":
                 attempts.pop(r["task"], None)
+                self.tries.pop(r["task"], None)
         return done, quarantined, attempts
 
     def release(self, quarantined: Mapping[str, Record]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,26 @@ def test_the_pool_of_a_file_is_counted(folder: Path) -> None:
     assert problem.endswith(
         "the pool has 10 frames and 11 of them are for training, got 6; select fewer, or sample more"
     )
+
+
+@pytest.mark.parametrize(
+    ("distill", "select", "most", "for_training"),
+    [
+        ("{method: uq, initial: 4}", False, 6, "at least 4 of them"),
+        ("{method: grid, size: 7}", False, 3, "7 of them"),
+        ("{method: uq, initial: 8}", True, 5, "at least 5 of them"),  # no more than were selected
+    ],
+)
+def test_the_frames_that_a_distillation_takes_are_counted(
+    folder: Path, distill: str, select: bool, most: int, for_training: str
+) -> None:
+    lines = [line for line in FROM_FILE.splitlines() if select or not line.startswith("select:")]
+    lines += [f"distill: {distill}", "train: {model: fake}", "validate: [{method: errors, held_out: N}]"]
+    text = re.sub(r"(?m)^label: .*$", "label: {engine: pool}", "\n".join(lines))
+    assert load(folder, text.replace("N}", f"{most}}}")) == []
+    (problem,) = load(folder, text.replace("N}", f"{most + 1}}}"))
+    assert f"the pool has 10 frames and {for_training} are for training" in problem
+    assert f"write held_out: {most} or less" in problem
 
 
 def test_sampling_from_a_file_needs_no_potential(folder: Path) -> None:

@@ -223,3 +223,43 @@ def test_gpus_that_are_not_there(tmp_path: Path, quickstart: Loaded) -> None:
         (problem,) = check_together(quickstart, load_site(write(tmp_path, text)))
         assert problem.startswith(f"{quickstart.path}:{quickstart.lines['train']}: train: ")
         assert f"got {found}; set 'gpus: 0'" in problem
+
+
+CP2K = "label: {engine: cp2k, template: salt.inp, ranks: %d, threads: %d}"
+
+
+def labelled(folder: Path, ranks: int, threads: int) -> Loaded:
+    """Return the quickstart labelled by CP2K on so many ranks and threads."""
+    (folder / "BASIS_SET").write_text("Na B\n 1\nCl B\n 1\n")
+    (folder / "POTENTIAL").write_text("Na P\n 1\nCl P\n 1\n")
+    kinds = "".join(f"&KIND {e}\nBASIS_SET B\nPOTENTIAL P\n&END\n" for e in ("Na", "Cl"))
+    (folder / "salt.inp").write_text(f"&FORCE_EVAL\n&DFT\n&END\n&SUBSYS\n{kinds}&END\n&END\n")
+    text = template_path("quickstart").read_text()
+    block = text[text.index("\nlabel:") : text.index("\n\n", text.index("\nlabel:"))]
+    return changed(folder, block, "\n" + CP2K % (ranks, threads))
+
+
+def test_single_points_fit_the_cores_of_a_worker(tmp_path: Path) -> None:
+    site = load_site(write(tmp_path, GOOD + "  # and\n"))
+    assert check_together(labelled(tmp_path, 1, 2), site) == []  # workers of 2 cores
+    loaded = labelled(tmp_path, 1, 3)
+    (problem,) = check_together(loaded, site)
+    line = next(k for k, row in enumerate(loaded.path.read_text().splitlines(), 1) if row.startswith("label:"))
+    assert problem == (
+        f"{loaded.path}:{line}: label.threads: a worker of executor cpu of site cluster has 2 cores, not 3, got 3; "
+        "write cores_per_worker: 3 for executor cpu in the site file (then a node runs 1 single point), or use 2 here"
+    )
+    (problem,) = check_together(labelled(tmp_path, 1, 5), site)
+    assert "does not fit a node of executor cpu of site cluster (4)" in problem
+
+
+def test_single_points_on_ranks_need_a_launch_line_that_says_how_many(tmp_path: Path) -> None:
+    for command in ("", "  cp2k: [cp2k.ssmp]\n"):
+        text = GOOD.replace("environment:", command + "environment:")
+        (problem,) = check_together(labelled(tmp_path, 2, 1), load_site(write(tmp_path, text)))
+        assert "label.ranks: site cluster has no command to launch CP2K on several ranks, got 2" in problem
+        assert check_together(labelled(tmp_path, 1, 1), load_site(write(tmp_path, text))) == []
+    text = GOOD.replace("environment:", '  cp2k: [srun, -n, "{ranks}", cp2k.psmp]\nenvironment:')
+    assert check_together(labelled(tmp_path, 2, 1), load_site(write(tmp_path, text))) == []
+    (problem,) = check_together(labelled(tmp_path, 2, 2), load_site(write(tmp_path, text)))
+    assert "got 2 ranks of 2 threads; write cores_per_worker: 4" in problem

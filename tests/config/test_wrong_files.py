@@ -33,6 +33,26 @@ validate:
   - {method: rdf}
 """
 
+TEMPLATE = """&FORCE_EVAL
+  &DFT
+    &XC
+      &XC_FUNCTIONAL PBE
+      &END
+    &END
+  &END
+  &SUBSYS
+    &KIND Na
+      BASIS_SET B
+      POTENTIAL P
+    &END
+    &KIND Cl
+      BASIS_SET B
+      POTENTIAL P
+    &END
+  &END
+&END
+"""
+
 POTENTIAL = "# elements: Na Cl\n# atom_style: charge\npair_style born/coul/long 8\n"
 
 
@@ -112,8 +132,72 @@ CASES = {
     "method of later": Wrong(
         "method: rnd_stream", "method: uq", 14, "select.method", "'uq'", "not available in campaign"
     ),
-    "engine of later": Wrong(
-        "engine: lammps", "engine: cp2k", 15, "label.engine", "'cp2k'", "not available in campaign"
+    # Labels
+    "cp2k without a template": Wrong(
+        "engine: lammps", "engine: cp2k", 15, "label.template", "nothing", "add 'template: cp2k/nacl_pbe.inp'"
+    ),
+    "template that is not there": Wrong(
+        "engine: lammps",
+        "engine: cp2k, template: my.inp",
+        15,
+        "label.template",
+        "'my.inp'",
+        "that folder holds salt.inp",
+    ),
+    "unknown rung": Wrong(
+        "engine: lammps",
+        "engine: cp2k, template: salt.inp, ladder: [template, more_step]",
+        15,
+        "label.ladder[1]",
+        "'more_step'",
+        "did you mean 'more_steps'?",
+    ),
+    "rung that is a number": Wrong(
+        "engine: lammps",
+        "engine: cp2k, template: salt.inp, ladder: [3]",
+        15,
+        "label.ladder[0]",
+        "3",
+        "SCF/MAX_SCF: 200",
+    ),
+    "no rung": Wrong(
+        "engine: lammps", "engine: cp2k, template: salt.inp, ladder: []", 15, "label.ladder", "[]", "least 1"
+    ),
+    "restart that is text": Wrong(
+        "engine: lammps",
+        "engine: cp2k, template: salt.inp, ladder: [{SCF/MAX_SCF: 9, restart: always}]",
+        15,
+        "label.ladder[0]",
+        "always",
+        "true or false",
+    ),
+    "no time": Wrong(
+        "engine: lammps", "engine: cp2k, template: salt.inp, timeout: 0", 15, "label.timeout", "0", "greater than 0"
+    ),
+    "half a rank": Wrong(
+        "engine: lammps", "engine: cp2k, template: salt.inp, ranks: 0.5", 15, "label.ranks", "0.5", "without a fraction"
+    ),
+    "cache outside": Wrong(
+        "engine: lammps", "engine: lammps, cache: ../shared", 15, "label.cache", "'../shared'", "the absolute path"
+    ),
+    "cache that is a file": Wrong(
+        "engine: lammps",
+        "engine: lammps, cache: potentials/nacl.lmp",
+        15,
+        "label.cache",
+        "'potentials/nacl.lmp'",
+        "a folder",
+    ),
+    "parameter that is not finite": Wrong(
+        "engine: lammps",
+        "engine: ase, calculator: lj, parameters: {a: {b: .inf}}",
+        15,
+        "label.parameters.a.b",
+        ".inf",
+        "write a finite number",
+    ),
+    "calculator that is not installed": Wrong(
+        "engine: lammps", "engine: ase, calculator: gpaw", 15, "label.calculator", "gpaw", "'campaign[gpaw]'"
     ),
     # Types
     "text for number": Wrong("walkers: 8", "walkers: many", 9, "sample[0].walkers", "'many'", "write a whole number"),
@@ -237,6 +321,9 @@ def folder(tmp_path: Path) -> Path:
     (inside / "potentials/nacl.lmp").write_text(POTENTIAL)
     (inside / "potentials/bare.lmp").write_text("pair_style lj/cut 8\n")
     (inside / "potentials/real.lmp").write_text("# elements: Na Cl\nunits real\npair_style lj/cut 8\n")
+    (inside / "salt.inp").write_text(TEMPLATE)
+    (inside / "BASIS_SET").write_text("Na B\n 1\nCl B\n 1\n")
+    (inside / "POTENTIAL").write_text("Na P\n 1\nCl P\n 1\n")
     (inside / "gas.xyz").write_text("2\n\nNa 0 0 0\nCl 0 0 2\n")
     (inside / "bad.xyz").write_text("2\n\nNa 0 zero 0\n")
     (tmp_path / "secret.lmp").write_text(POTENTIAL)

@@ -96,6 +96,9 @@ def test_the_error_is_that_of_the_mean_over_the_frames_not_chosen(finished: Path
     store = Store(finished / "run.zarr")
     ledger = [r for r in read_ledger(finished / "ledger.jsonl") if r["stage"] == "distill"]
     members = [r for r in ledger if r["name"].startswith("uq/iteration 2/train")]
+    assert stage_of(finished).iterations[2]["models"] == [
+        r["task"] for r in sorted(members, key=lambda r: str(r["name"]))
+    ]
     scale = np.mean([store.arrays("distill", r["task"])["weights.scale"][0] for r in members])
     used = set(sets(finished)["uq"][:14])
     flow, _ = survey(finished)
@@ -150,10 +153,8 @@ def test_a_target_that_is_met_ends_it_and_the_iterations_before_are_not_done_aga
     assert not [n for n in fresh if n.startswith("uq/iteration 0/") and "choose" not in n]
 
 
-def test_killed_anywhere_it_comes_to_the_same_end(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = write(tmp_path)
+def killed_again_and_again(file: Path, root: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> int:
+    """Run to the end, stopped after every so many answers of the workers; return how often it was stopped."""
     left = [3]
 
     class Mortal(InlineRunner):
@@ -163,17 +164,23 @@ def test_killed_anywhere_it_comes_to_the_same_end(
                 raise KeyboardInterrupt
             return super().wait(timeout)  # type: ignore[return-value]
 
-    monkeypatch.setattr("campaign.pipeline.InlineRunner", Mortal)
     kills = 0
-    while True:
-        try:
-            status = go(file, tmp_path)
-            break
-        except KeyboardInterrupt:
-            kills += 1
-            left[0] = 7
+    with monkeypatch.context() as patch:
+        patch.setattr("campaign.pipeline.InlineRunner", Mortal)
+        while True:
+            try:
+                assert go(file, root)["state"] == "done"
+                return kills
+            except KeyboardInterrupt:
+                kills += 1
+                left[0] = every
+
+
+def test_killed_anywhere_it_comes_to_the_same_end(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = killed_again_and_again(write(tmp_path), tmp_path, monkeypatch, 7)
     assert kills > 5
-    assert status["state"] == "done"
     assert sets(tmp_path / "toy") == sets(finished)
     done = Counter(r["task"] for r in read_ledger(tmp_path / "toy" / "ledger.jsonl") if r["state"] == "done")
     assert set(done.values()) == {1}
@@ -200,6 +207,29 @@ def test_random_frames_are_added_to_compare_with(finished: Path, tmp_path: Path)
     assert blind.sets[0].chosen[:6] == seeing.sets[0].chosen[:6]
     assert len(set(blind.sets[0].chosen)) == 18
     assert len(set(blind.sets[0].chosen) & set(seeing.sets[0].chosen)) < 14
+
+
+@pytest.mark.parametrize("more", ["score: energy", "add: weighted, score: energy"])
+def test_frames_can_be_judged_by_the_uncertainty_of_their_energy(tmp_path: Path, more: str) -> None:
+    """A factor on the energy is most uncertain where the energy is largest."""
+    go(write(tmp_path, UQ.format(1, NEVER) + ", " + more), tmp_path, until="distill")
+    path = tmp_path / "toy"
+    ledger, store = read_ledger(path / "ledger.jsonl"), Store(path / "run.zarr")
+    (choice,) = [r["result"] for r in ledger if r["name"] == "uq/iteration 0/choose"]
+    (piece,) = [r["task"] for r in ledger if r["name"] == "uq/iteration 0/score 0"]
+    scored = store.arrays("distill", piece)
+    np.testing.assert_array_equal(scored["score"], scored["std"])
+    flow, _ = survey(path)
+    pool = list(store.stream("sample", [s.task.id for s in flow.board.shards]))
+    energy = {f: abs(e) for b in pool for f, e in zip(b.ids, b.energy, strict=True)}
+    left = sorted(energy.keys() - set(sets(path)["uq"][:6]), key=lambda f: -energy[f])
+    if "weighted" in more:
+        assert set(choice["why"]) == {"drawn, as likely as it is uncertain"}
+        assert set(choice["chosen"]) <= set(left)
+    else:
+        assert choice["chosen"][0] == left[0]
+        assert choice["why"][0].startswith("its energy is uncertain by ")
+        assert choice["why"][0].endswith(" eV/atom")
 
 
 def test_the_store_alone_is_enough_to_go_on(finished: Path, tmp_path: Path) -> None:
@@ -234,7 +264,7 @@ def test_frames_without_labels_cannot_be_distilled(tmp_path: Path) -> None:
     from ase.build import bulk
     from ase.io import write as save
 
-    save(tmp_path / "bare.extxyz", [bulk("Ar", a=5.2 + 0.01 * k, cubic=True) for k in range(20)])
+    save(tmp_path / "bare.extxyz", [bulk("Ar", a=5.2 + 0.01 * k, cubic=True) for k in range(30)])
     file = write(tmp_path, UQ.format(1, NEVER))
     text = file.read_text().replace(
         "{method: fake, walkers: 3, frames: 30, segment: 10}", "{method: file, file: bare.extxyz}"
@@ -242,7 +272,7 @@ def test_frames_without_labels_cannot_be_distilled(tmp_path: Path) -> None:
     file.write_text(text)
     status = go(file, tmp_path)
     assert status["state"] == "partial"
-    assert "none of 20 frames can be trained on" in status["failures"][0]["cause"]  # type: ignore[index]
+    assert "none of 30 frames can be trained on" in status["failures"][0]["cause"]  # type: ignore[index]
     assert not [r for r in read_ledger(tmp_path / "toy" / "ledger.jsonl") if r["stage"] == "train"]
 
 
@@ -291,6 +321,77 @@ def test_schnet_members_are_told_apart(tmp_path: Path) -> None:
     members = [r for r in read_ledger(tmp_path / "toy" / "ledger.jsonl") if "/train" in r["name"]]
     assert {r["result"]["epochs"] for r in members} == {3}
     assert all(r["result"]["validation_mae"] > 0 for r in members)
+
+
+SOME = "method: uq, members: 2, iterations: 2, initial: 8, batch: 5, train_fraction: 0.6, target_mae: 1e-9"
+TINY = "{model: schnet, features: 8, interactions: 1, cutoff: 4.5, epochs: 2, members: 1}"
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run in which only a quarter of the forces of added frames count."""
+    folder = tmp_path_factory.mktemp("masked")
+    file = write(folder / "in", SOME + ", force_share: 0.25", train=TINY)
+    assert go(file, folder)["state"] == "done"
+    return folder / "toy"
+
+
+def counted_in(path: Path) -> dict[str, np.ndarray]:
+    """Return which atoms of each added frame count, as the tasks that chose them stored it."""
+    store = Store(path / "run.zarr")
+    found = {}
+    for r in read_ledger(path / "ledger.jsonl"):
+        if r["name"].endswith("/choose") and r["result"]["chosen"]:
+            arrays = store.arrays("distill", r["task"])
+            parts = np.split(arrays["counted"].astype(bool), np.cumsum(arrays["atoms"])[:-1])
+            found |= dict(zip(r["result"]["chosen"], parts, strict=True))
+    return found
+
+
+def test_a_share_of_the_forces_of_added_frames_counts(masked: Path) -> None:
+    found = counted_in(masked)
+    assert list(found) == sets(masked)["uq"][8:]
+    rows = np.stack(list(found.values()))
+    assert rows.shape == (10, 32)
+    assert rows[:5].sum() == rows[5:].sum() == 40  # a quarter of the atoms of a batch
+
+
+def test_the_trained_model_is_that_of_the_counted_forces(masked: Path) -> None:
+    """What is stored of the final model comes out again from the labels and the masks, other forces spoilt."""
+    from campaign.engines.schnetpack_train import train
+
+    store, found = Store(masked / "run.zarr"), counted_in(masked)
+    (record,) = [r for r in read_ledger(masked / "ledger.jsonl") if r["stage"] == "train" and r["name"] == "uq/0"]
+    labels = {r["result"]["frame"]: r["task"] for r in read_ledger(masked / "ledger.jsonl") if r["stage"] == "label"}
+    (block,) = store.collect("label", [f"{labels[f]}:0" for f in sets(masked)["uq"]])
+    counted = np.stack([found.get(f, np.ones(32, dtype=bool)) for f in block.ids])
+    spoilt = block.with_(forces=np.where(counted[:, :, None], block.forces, 7.0))
+    seed = int(np.random.SeedSequence([4, 0]).generate_state(1)[0])
+    weights, _ = train([spoilt], record["result"]["model"], seed, counted=[counted])
+    kept = store.arrays("train", record["task"])
+    for name, value in weights.items():
+        np.testing.assert_array_equal(kept["weights." + name], value)
+    every, _ = train([block], record["result"]["model"], seed)
+    assert any((kept["weights." + name] != value).any() for name, value in every.items())
+
+
+def test_masks_are_the_same_after_kills_and_from_the_store_alone(
+    masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, SOME + ", force_share: 0.25", train=TINY)
+    kills = killed_again_and_again(file, tmp_path, monkeypatch, 6)
+    assert kills >= 4
+    assert sets(tmp_path / "toy") == sets(masked)
+    a, b = (counted_in(path) for path in (masked, tmp_path / "toy"))
+    assert a.keys() == b.keys()
+    assert all((a[k] == b[k]).all() for k in a)
+    one, other = (Store(path / "run.zarr") for path in (masked, tmp_path / "toy"))
+    trained = [r for r in read_ledger(masked / "ledger.jsonl") if r["stage"] == "train" or "/train " in r["name"]]
+    assert len(trained) == 3 * 2 + 2
+    for r in trained:
+        again = other.arrays(r["stage"], r["task"])
+        for name, value in one.arrays(r["stage"], r["task"]).items():
+            np.testing.assert_array_equal(again[name], value)
 
 
 def test_a_campaign_without_training_is_refused(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_soap_without_dscribe_says_what_to_install(monkeypatch):
 # --- pooling
 
 
-@pytest.mark.parametrize(("pooling", "d"), [("mean", 16), ("species", 32), ("species_std", 64)])
+@pytest.mark.parametrize(("pooling", "d"), [("mean", 16), ("species", 32), ("species_std", 64), ("species_extremes", 128)])
 def test_shapes(pooling, d):
     frames = shaken(n=4, size=(1, 1, 1))
     descriptor = Descriptor([17, 11], pooling=pooling, **SMALL)
@@ -160,10 +160,10 @@ def test_shapes(pooling, d):
     assert np.abs(x[0] - x[1]).max() > 1e-3
 
 
-def test_pools_are_means_and_deviations():
+def test_pools_are_means_deviations_and_extremes():
     numbers = np.array([[11, 11, 17, 17], [17, 17, 17, 17]])
     atoms = np.array([[[1.0, 2], [3, 2], [5, 0], [5, 4]], [[1, 0], [2, 0], [3, 0], [4, 8]]], dtype=np.float32)
-    mean, of_kind, with_std = (
+    mean, of_kind, with_std, with_ends = (
         Descriptor([11, 17], pooling=p, features=2, interactions=1, cutoff=3.0).pool(numbers, atoms) for p in POOLINGS
     )
     np.testing.assert_allclose(mean, [[3.5, 2], [2.5, 2]])
@@ -171,6 +171,9 @@ def test_pools_are_means_and_deviations():
     std = [[1, 0, 0, 2], [0, 0, np.sqrt(1.25), np.sqrt(12)]]
     order = [0, 1, 4, 5, 2, 3, 6, 7]  # mean and deviation of the first species, then of the second
     np.testing.assert_allclose(with_std, np.concatenate([of_kind, std], axis=1)[:, order], rtol=1e-6)
+    ends = [[1, 2, 3, 2, 5, 0, 5, 4], [0, 0, 0, 0, 1, 0, 4, 8]]  # smallest and largest, species by species
+    np.testing.assert_allclose(with_ends.reshape(2, 2, 4, 2)[:, :, :2], with_std.reshape(2, 2, 2, 2), rtol=1e-6)
+    np.testing.assert_allclose(with_ends.reshape(2, 2, 4, 2)[:, :, 2:].reshape(2, 8), ends)
 
 
 @BOTH
@@ -278,7 +281,7 @@ def test_broken_cells_are_refused_by_name(settings, bad):
 
 
 def test_what_it_cannot_do():
-    with pytest.raises(InputError, match=r'one of mean, species, species_std, got "atoms"'):
+    with pytest.raises(InputError, match=r'one of mean, species, species_std, species_extremes, got "atoms"'):
         Descriptor([11], pooling="atoms")
     with pytest.raises(InputError, match='schnet or soap, got "acsf"'):
         Descriptor([11], model="acsf")

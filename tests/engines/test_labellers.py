@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from ase.build import bulk
 
 from campaign.config import CALCULATORS
+from campaign.config.labels import CALCULATOR_EXTRAS
 from campaign.engines.labellers import LABELLERS, check_labels, label, versions
 from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
@@ -75,11 +77,41 @@ def test_an_engine_that_gives_nan_never_labels(monkeypatch, tmp_path):
 WRONG = {"emt": {}, "lj": {"rc": "far"}, "morse": {"r0": "far"}}
 
 
-@pytest.mark.parametrize("calculator", sorted(CALCULATORS))
+@pytest.mark.parametrize("calculator", sorted(set(CALCULATORS) - set(CALCULATOR_EXTRAS)))
 def test_ases_complaint_becomes_an_engine_error_with_its_words(calculator, tmp_path):
     params = {"engine": "ase", "calculator": calculator, "parameters": WRONG[calculator]}
     with pytest.raises(EngineError, match=r"ASE's \w+: \w+: .+"):  # emt: argon it does not know
         label(FRAMES, Task("label", "", params), Context(tmp_path))
+
+
+def test_an_attempt_after_the_first_replaces_parameters(tmp_path):
+    params = {
+        "engine": "ase",
+        "calculator": "lj",
+        "parameters": WRONG["lj"],
+        "ladder": [{"rc": "further"}, {"rc": 4.0}],
+    }
+    task = Task("label", "", params)
+    for attempt in (0, 1):
+        with pytest.raises(EngineError):
+            label(FRAMES[:1], task, Context(tmp_path, attempt=attempt))
+    plain = Task("label", "", {"engine": "ase", "calculator": "lj", "parameters": {"rc": 4.0}})
+    for attempt in (2, 3):  # the last rung serves all that come after
+        found = label(FRAMES[:1], task, Context(tmp_path, attempt=attempt))
+        assert found.energy[0] == label(FRAMES[:1], plain, Context(tmp_path)).energy[0]
+
+
+def test_xtb_labels_and_its_forces_are_the_slope_of_its_energy(tmp_path):
+    pytest.importorskip("tblite")
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    atoms.positions += np.random.default_rng(0).normal(scale=0.1, size=(8, 3))
+    images = [atoms]
+    for sign in (1, -1):
+        images.append(atoms.copy())
+        images[-1].positions[3, 1] += sign * 1e-3
+    params = {"engine": "ase", "calculator": "tblite", "parameters": {"method": "GFN1-xTB", "verbosity": 0}}
+    found = label(Frames.from_ase(images), Task("label", "", params), Context(tmp_path))
+    assert found.forces[0, 3, 1] == pytest.approx(-(found.energy[1] - found.energy[2]) / 2e-3, abs=1e-3)
 
 
 def test_versions_name_what_ran():

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 
 import psutil
@@ -107,3 +108,64 @@ def test_a_program_that_may_not_be_run_is_named(tmp_path):
 def test_a_missing_folder_is_not_a_missing_program(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run(["true"], tmp_path / "nowhere")
+
+
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for away in (os.setsid, lambda: os.setpgid(0, 0)):  # as daemons do, and as the ranks of an MPI launcher are put
+    if os.fork() == 0:
+        away()
+        time.sleep(60)
+open("ready", "w").close()
+time.sleep(60)
+"""
+
+
+def test_children_that_left_the_group_and_ignore_sigterm_end_with_a_timeout(tmp_path):
+    start = time.time()
+    with pytest.raises(EngineError, match="was stopped after"):
+        run([sys.executable, "-c", STUBBORN], tmp_path, timeout=1.5)
+    assert (tmp_path / "ready").exists()
+    assert time.time() - start < 20
+    assert gone(tmp_path)
+
+
+def test_children_that_left_the_group_end_with_a_program_that_fails(tmp_path):
+    code = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\nraise SystemExit(3)"
+    with pytest.raises(EngineError, match="exit code 3"):
+        run([sys.executable, "-c", code], tmp_path)
+    assert gone(tmp_path)
+
+
+def test_a_launcher_out_of_time_is_asked_first_so_that_it_can_end_its_ranks(tmp_path):
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n    pathlib.Path('asked').touch()\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\ntime.sleep(60)"
+    )
+    with pytest.raises(EngineError, match="was stopped after"):
+        run([sys.executable, "-c", code], tmp_path, timeout=1.5)
+    assert (tmp_path / "asked").exists()
+
+
+@pytest.mark.requires("mpirun.openmpi")
+@pytest.mark.parametrize("timeout", [2.0, None])
+def test_the_ranks_of_openmpi_end_with_their_launcher(tmp_path, timeout):
+    """They have process groups of their own. Without a time limit the launcher itself is killed, by the system say."""
+    code = "import os, time; open(f'rank-{os.getpid()}', 'w').close(); time.sleep(60)"
+    command = ["mpirun.openmpi", "-n", "2", "--bind-to", "none", "--oversubscribe", sys.executable, "-c", code]
+    allow = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if timeout is None:
+        threading.Thread(target=kill_launcher, args=(tmp_path,), daemon=True).start()
+    with pytest.raises(EngineError, match="was stopped after" if timeout else "signal 9"):
+        run(command, tmp_path, timeout=timeout, environment=allow)
+    assert gone(tmp_path)
+
+
+def kill_launcher(folder):
+    while len(list(folder.glob("rank-*"))) < 2:
+        time.sleep(0.02)
+    for process in grandchildren(folder):
+        if process.name().startswith("mpirun"):
+            process.kill()

@@ -88,6 +88,20 @@ def test_table_of_eighty_columns_cuts_nothing(status: Data) -> None:
         assert part in text
 
 
+def test_a_frame_without_a_label_is_named_with_its_cause_and_where_its_files_are(status: Data) -> None:
+    known = {"task": "ab" * 8, "stage": "label", "cause": "SCF did not converge.", "frame": "0f" * 8 + ":7"}
+    known |= {"folder": f"tasks/{known['task']}", "attempts": [{}, {}, {}]}
+    status["failures"] = [known, {**known, "cause": f"It stopped (RUN/{known['folder']}/attempt-2)."}] * 4
+    screen = console(200)
+    screen.print(status_table(status, most=200))
+    lines = [line for line in written(screen).splitlines() if line.startswith("✗ label")]
+    assert len(lines) == 8
+    assert lines[0].rstrip() == (
+        f"✗ label {known['frame']}: SCF did not converge. (3 attempts, files in {known['folder']})"
+    )
+    assert lines[1].rstrip().endswith("attempt-2). (3 attempts)")  # the cause says where
+
+
 def test_nothing_known_yet() -> None:
     screen = console()
     screen.print(status_table({}))

@@ -43,6 +43,26 @@ def test_std_is_that_of_the_population_and_needs_two():
         uncertainty.atomic_std(energies[:1])
 
 
+def test_frames_are_drawn_as_often_as_they_are_uncertain():
+    scores = np.array([1.0, 2.0, 5.0, 0.0])
+    uniform = np.random.default_rng(6).random((40000, 4))
+    first = np.array([np.argmax(uncertainty.drawn(scores, u)) for u in uniform])
+    np.testing.assert_allclose(np.bincount(first, minlength=4) / 40000, scores / 8.0, atol=0.01)
+    rows = np.argsort(-uncertainty.drawn(np.array([1.0, np.nan, np.inf, 0.0]), uniform[0]))
+    assert set(rows[:2]) == {1, 2}  # what is not finite is never left out
+    assert rows[3] == 3
+
+
+def test_the_most_uncertain_atoms_of_all_frames_together():
+    std = [np.array([0.1, 0.9, 0.2]), np.array([0.8, 0.7]), np.array([0.0, np.nan, 0.05])]
+    found = uncertainty.most_uncertain(std, 0.5)
+    assert [f.tolist() for f in found] == [[False, True, False], [True, True], [False, True, False]]
+    assert sum(f.sum() for f in uncertainty.most_uncertain(std, 0.51)) == 5  # rounded up
+    assert all(f.all() for f in uncertainty.most_uncertain(std, 1.0))
+    assert uncertainty.most_uncertain([], 0.5) == []
+    assert sum(f.sum() for f in uncertainty.most_uncertain([np.ones(4)] * 5, 0.3)) == 6  # ties change no count
+
+
 def test_a_frame_is_judged_by_its_worst_atom_or_their_mean():
     std = np.array([[0.0, 0.9], [0.5, 0.5]])
     assert uncertainty.frame_scores(std).argmax() == 0

@@ -101,6 +101,25 @@ def test_another_target_trains_and_scores_nothing_again(spec, board, settle):
     assert set(found[0]) - same == {"uq/iteration 0/choose"}
 
 
+def test_which_forces_count_is_told_by_the_tasks_that_chose(spec, board, settle):
+    pool(board)
+    every, some = Distill(spec()), Distill(spec(force_share=0.25))
+    plans = []
+    for stage in (every, some):
+        board.sets = {}
+        plans.append([t for _ in range(12) for t in step(stage, board, settle)])
+    assert [t.name for t in plans[0]] == [t.name for t in plans[1]]
+    assert not any("atoms" in t.params or "force_share" in t.params for t in plans[0])
+    shares = [t.params.get("force_share") for t in plans[1] if t.params["what"] == "choose"]
+    assert shares == [0.25] * 3
+    # no ensemble stood behind the first frames: all their forces count
+    members = [t for t in plans[1] if t.params["what"] == "train"]
+    assert [t.params.get("atoms", False) for t in members] == [False] * 3 + [True] * 6
+    choices = [t.id for t in plans[1] if t.params["what"] == "choose"]
+    assert board.sets["uq"].counted == choices[:2]  # the last chose nothing
+    assert members[-1].inputs[1:] == tuple(choices[:2])
+
+
 def test_a_member_that_fails_is_left_out_and_one_alone_is_no_ensemble(spec, board, settle):
     pool(board)
     for failing, goes_on in ((1, True), (2, False)):
@@ -275,6 +294,31 @@ def test_pieces_say_what_the_whole_says(monkeypatch):
     assert a.pop("bias") == pytest.approx(b.pop("bias"))
     assert a == b
     assert sum(row["count"] for row in a["calibration"]["bins"]) == 100
+
+
+@pytest.mark.parametrize("add", ["weighted", "random"])
+def test_a_draw_depends_neither_on_the_pieces_nor_on_what_was_drawn_before(add):
+    data = scored()
+    found = []
+    for iteration, size in ((0, 500), (0, 50), (1, 500)):
+        rest = _Rest(30, 1, add, iteration)
+        for k in range(0, 500, size):
+            rest.add({name: v[k : k + size] for name, v in data.items()}, {7: np.array([3, 5])})
+        found.append({(int(t), int(i)) for t, i in rest.ids})
+    assert found[0] == found[1]
+    assert len(found[0]) == 30
+    assert not found[0] & {(7, 3), (7, 5)}
+    assert (found[0] == found[2]) == (add == "random")  # random frames are one shuffle of the pool, taken in turn
+
+
+def test_a_weighted_draw_prefers_the_uncertain_and_takes_others_too():
+    data = scored()
+    rest = _Rest(100, 1, "weighted")
+    rest.add(data, {})
+    score = {(int(t), int(i)): s for t, i, s in zip(data["task"], data["index"], data["score"], strict=True)}
+    mine = np.array([score[int(t), int(i)] for t, i in rest.ids])
+    assert np.median(data["score"]) < np.median(mine)
+    assert mine.min() < np.median(data["score"])
 
 
 def test_what_is_not_finite_is_never_left_out():

@@ -3,7 +3,8 @@
 import pytest
 
 from campaign.stages.board import FrameSet
-from campaign.stages.label import Label
+from campaign.stages.label import Label, describe
+from campaign.tasks import Context, Task
 
 A, B, C = (f"{k:016x}:{k}" for k in (1, 2, 3))
 
@@ -72,3 +73,72 @@ def test_the_reference_potential_decides_the_id(campaign, filled):
     assert (first.params["potential"], second.params["potential"]) == ("1", "2")
     assert (first.extra["potential"], second.extra["potential"]) == ("cheap.lmp", "dear.lmp")
     assert first.id != second.id
+
+
+CP2K = {"engine": "cp2k", "template": "cp2k/argon.inp", "ladder": ["template", "more_steps", "smear"]}
+
+
+def test_what_a_rung_computes_decides_the_id_and_how_does_not(campaign, filled):
+    def first(label, methods):
+        return next(iter(Label(campaign(label=label), {}, methods).plan(filled)))
+
+    base = first(CP2K, ["a", "a", "b"])
+    assert base.params == {"engine": "cp2k", "frame": 1, "method": ["a", "b"]}
+    assert base.extra["ladder"] == CP2K["ladder"]
+    assert base.extra["methods"] == ["a", "a", "b"]
+    same = [
+        ({**CP2K, "template": "other.inp"}, ["a", "a", "b"]),
+        ({**CP2K, "ranks": 4, "threads": 2, "timeout": 9, "cache": "/shared"}, ["a", "a", "b"]),
+        ({**CP2K, "ladder": ["template", {"SCF/MAX_SCF": 900}, "more_steps", "smear"]}, ["a", "a", "a", "b"]),
+    ]
+    for label, methods in same:
+        assert first(label, methods).id == base.id
+    for methods in (["c", "c", "b"], ["a", "b", "c"], ["b", "b", "a"]):
+        assert first(CP2K, methods).id != base.id
+
+
+def test_the_ladder_s_length_is_the_number_of_attempts(campaign):
+    assert Label(campaign(label=CP2K), {}, ["a", "a", "b"]).attempts == 3
+    assert Label(campaign(label={"engine": "fake"}), {}).attempts == 2
+    ase = {"engine": "ase", "calculator": "lj", "ladder": [{"rc": 5.0}, {"rc": 4.0}, {"rc": 3.0}]}
+    assert Label(campaign(label=ase), {}).attempts == 4
+
+
+def test_a_cache_does_not_change_ids(campaign, filled):
+    plain, cached = (
+        next(iter(Label(campaign(label={"engine": "fake", **more}), {}).plan(filled))) for more in ({}, {"cache": "/c"})
+    )
+    assert plain.id == cached.id
+    assert cached.extra["cache"] == "/c"
+
+
+def test_each_attempt_is_described_by_its_rung(tmp_path):
+    extra = {"id": A, "ladder": ["template", {"SCF/MAX_SCF": 9}], "methods": ["a", "a"]}
+    task = Task("label", "", {"engine": "cp2k", "frame": 1, "method": ["a"]}, (A[:16],), extra=extra)
+    for attempt, rung in ((0, 0), (1, 1), (5, 1)):
+        found = describe(task, Context(tmp_path, attempt=attempt))
+        assert (found["rung"], found["settings"]) == (rung, extra["ladder"][rung])
+    task = Task("label", "", {"engine": "ase", "calculator": "lj", "parameters": {}, "ladder": [{"rc": 4.0}]})
+    assert describe(task, Context(tmp_path)) == {"rung": 0, "settings": {}}
+    assert describe(task, Context(tmp_path, attempt=3)) == {"rung": 1, "settings": {"rc": 4.0}}
+    assert describe(Task("label", "", {"engine": "fake"}), Context(tmp_path)) == {}
+
+
+def test_the_machine_s_faults_do_not_climb_the_ladder(campaign, drive, made_up, quick):
+    """Two faults of the machine, then a failure of the calculation, then a fault again, then it is done."""
+    tries = {}
+
+    def failing(task, number):
+        if task.stage != "label":
+            return "done"
+        tries.setdefault(task.id, [])
+        return ("lost", "lost", "failed", "lost", "done")[min(number, 4)]
+
+    spec = campaign(label={"engine": "fake", "attempts": 3}, train=None, validate=None)
+    flow, _, memory = drive(made_up(failing=failing), spec=spec)
+    assert flow.complete()
+    lines = [r for r in memory.lines if r["stage"] == "label"]
+    for task in tries:
+        own = [r for r in lines if r["task"] == task]
+        assert [r["attempt"] for r in own] == [0, 0, 0, 1, 1]
+        assert [r["state"] for r in own] == ["failed"] * 4 + ["done"]

@@ -83,3 +83,14 @@ def test_nothing_is_trained_before_every_label_is_settled(campaign, board):
     board.labels[B] = None
     assert [t.name for t in stage.plan(board)] == []  # main is now what random is: they share
     assert stage.total(board) == 2
+
+
+def test_what_decided_which_forces_count_is_read_by_the_members_of_that_set_alone(campaign, board, settle):
+    sets(board, [A, B], [A, B], {A: "la", B: "lb"})
+    board.sets["main"].counted = ["c0", "c1"]
+    tasks = list(Train(campaign()).plan(board))
+    assert [t.name for t in tasks] == ["main/0", "main/1", "random/0", "random/1"]  # not the same models
+    assert tasks[0].inputs == ("la", "lb", "c0", "c1")
+    assert tasks[0].params["choices"] == 2
+    assert tasks[2].inputs == ("la", "lb")
+    assert "choices" not in tasks[2].params

@@ -1,0 +1,106 @@
+"""What must hold between a campaign file and the CP2K template that it names: told before anything is started."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from campaign.config import cp2k_data, cp2k_ladder
+from campaign.config.cp2k_template import NO_BASIS, Template, check, examine, kinds_of, named_entries
+from campaign.config.data_files import Fault, find, structure
+from campaign.config.physics import View, structure_numbers
+from campaign.config.yaml_lines import Problem, show
+
+PLACE = ("label", "template")
+
+
+def check_template(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem]]:
+    """Find and check the template of ``label``, its data files, and the ladder on it.
+
+    Parameters
+    ----------
+    view
+        The campaign file.
+    folder
+        Its folder.
+
+    Returns
+    -------
+    tuple
+        Every file that a run needs, by the path it has in the run directory (data files come beside the template,
+        wherever they were found), and what is wrong. Both empty where CP2K does not label.
+    """
+    written = view.text(*PLACE)
+    if view.text("label", "engine") != "cp2k" or not written:
+        return {}, []
+    found = find(written, folder)
+    if isinstance(found, Fault):
+        return {}, [view.problem(PLACE, found.what, found.got, found.remedy)]
+    template, faults = examine(found)
+    problems = [_problem(view, fault, found) for fault in faults]
+    if template is None:
+        return {}, problems
+    beside = PurePosixPath(os.path.normpath(written)).parent
+    files = {written: found, **{str(beside / name): path for name, path in template.data.items()}}
+    if not faults:
+        problems += _elements(view, folder, template)
+        problems += _ladder(view, template)
+    return files, problems
+
+
+def _problem(view: View, fault: Fault, path: Path) -> Problem:
+    return view.problem(PLACE, f"{fault.what} (line {fault.line} of {path.name})", fault.got, fault.remedy)
+
+
+def _elements(view: View, folder: Path, template: Template) -> Iterator[Problem]:
+    """Yield elements of the structure that the template cannot compute."""
+    from ase.data import chemical_symbols
+
+    numbers: Any = structure_numbers(view)
+    written = view.text("system", "structure", "file")
+    if written:
+        path = find(written, folder)
+        atoms = path if isinstance(path, Fault) else structure(path)
+        numbers = [] if isinstance(atoms, Fault) else atoms.numbers
+    elements = sorted({chemical_symbols[z] for z in numbers})
+    yield from (
+        view.problem(PLACE, what, show(view.text(*PLACE)), remedy) for what, remedy in absent(template, elements)
+    )
+
+
+def absent(template: Template, elements: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield (what is wrong, remedy) for elements that a template has no KIND, basis set or potential for."""
+    method = template.root.find(*cp2k_ladder.DFT, "QS")
+    if method is not None and (method.get("METHOD") or "").upper() in NO_BASIS:
+        return
+    missing = [e for e in elements if e not in template.kinds]
+    if missing and "DEFAULT" not in template.kinds:
+        names, has = ", ".join(missing), " ".join(template.elements)
+        what = f"the structure has {names}, which this template (KINDs {has}) has not"
+        yield what, f"add '&KIND {missing[0]}' with BASIS_SET and POTENTIAL to it"
+        return
+    for kind in kinds_of(template.root):
+        if (kind.parameter or "DEFAULT").upper() != "DEFAULT":
+            continue
+        for what, name, line, files in named_entries(kind, template.root):
+            for element in missing:
+                paths = [template.data[f] for f in files if f in template.data]
+                if name and not any(name.upper() in cp2k_data.entries(p, element) for p in paths):
+                    where = f"(line {line} of {template.path.name})"
+                    yield f"{element} has no {what} {name} in {' and '.join(files)} {where}", f"add '&KIND {element}'"
+
+
+def _ladder(view: View, template: Template) -> Iterator[Problem]:
+    """Yield what is wrong with the rungs once their settings are in the template."""
+    known = {(f.what, f.got) for f in check(template.root)}
+    for k, rung in enumerate(view.items("label", "ladder")):
+        if isinstance(rung, str) and rung not in cp2k_ladder.RUNGS:
+            continue  # the model says it
+        if not isinstance(rung, str | dict) or (isinstance(rung, dict) and not all(isinstance(p, str) for p in rung)):
+            continue
+        tree = template.with_rung(cp2k_ladder.resolve(rung, template.root).settings)
+        for fault in check(tree):
+            if (fault.what, fault.got) not in known:
+                yield view.problem(("label", "ladder", k), fault.what, fault.got, fault.remedy)

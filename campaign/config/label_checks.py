@@ -1,0 +1,41 @@
+"""What must hold in the section ``label`` beside its own keys: packages that are there, and where labels are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from campaign.config.labels import CALCULATOR_EXTRAS
+from campaign.config.physics import View
+from campaign.config.yaml_lines import Problem, show
+
+
+def check_label(view: View, folder: Path) -> Iterator[Problem]:
+    """Yield what is wrong with the section ``label`` of a campaign file in ``folder``."""
+    calculator = view.text("label", "calculator") if view.text("label", "engine") == "ase" else None
+    if calculator in CALCULATOR_EXTRAS and find_spec(calculator) is None:
+        what = f"this calculator is done by {calculator}, which is not installed"
+        remedy = f"run pip install 'campaign[{CALCULATOR_EXTRAS[calculator]}]', or choose another calculator"
+        yield view.problem(("label", "calculator"), what, calculator, remedy)
+    cache = view.text("label", "cache")
+    if cache and (fault := cache_fault(cache, folder)):
+        yield view.problem(("label", "cache"), fault[0], show(cache), fault[1])
+
+
+def cache_fault(written: str, folder: Path) -> tuple[str, str] | None:
+    """Return what is wrong with the folder of a label cache, and the remedy.
+
+    It is the one place outside the campaign's folder that a campaign may write to, because campaigns share it: then it
+    is written as an absolute path, so that nobody gets there by mistake.
+    """
+    absolute = "write a folder beside the campaign file, or the absolute path of one that campaigns share"
+    try:
+        place = (folder / written).resolve()
+        if not Path(written).is_absolute() and not place.is_relative_to(folder.resolve()):
+            return "this folder is outside the campaign's own", absolute
+        if place.exists() and not place.is_dir():
+            return "labels are kept in a folder, and this is a file", absolute
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        return f"this folder cannot be used ({getattr(error, 'strerror', None) or error})", absolute
+    return None
