@@ -72,10 +72,13 @@ class EngineError(CampaignError):
         What molecular dynamics had made before it failed (arrays by name), if any.
     alone
         Whether one MPI rank failed without the others of its calculation: they wait for it, and must be ended.
+    final
+        Whether no other attempt at this task can end better.
     """
 
     frames: dict[str, Any] | None = None
     alone: bool = False
+    final: bool = False
 
 
 class Unconverged(EngineError):

@@ -235,7 +235,7 @@ class Flow:
         attempts = self._history.attempts
         attempts[task.id] = attempts.get(task.id, 0) + 1
         self._history.tries.setdefault(task.id, []).append(remember(record))
-        if attempts[task.id] >= getattr(self._by_name[task.stage], "attempts", 1):
+        if record.get("final") or attempts[task.id] >= getattr(self._by_name[task.stage], "attempts", 1):
             return False
         heapq.heappush(self._queue, (task.priority, next(self._count), task))
         return True

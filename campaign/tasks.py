@@ -103,6 +103,7 @@ class Record(TypedDict):
     versions: dict[str, str]
     result: dict[str, Json]  # small JSON summary; arrays are in the store
     disk_full: NotRequired[bool]
+    final: NotRequired[bool]  # of a failure: no other attempt can end better
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def do_task(task: Task, context: Context) -> Record:
         record["disk_full"] = isinstance(error, DiskFull)
     except CampaignError as error:
         _fail(record, str(error), transient=False)
+        if getattr(error, "final", False):
+            record["final"] = True
     except Exception as error:  # the boundary: whatever a library raises becomes a record, the campaign goes on
         _fail(record, f"{type(error).__name__}: {error}", transient=isinstance(error, OSError | MemoryError))
         record["disk_full"] = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

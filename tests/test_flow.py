@@ -43,7 +43,7 @@ class Some:
 
 
 class Scripted:
-    """A runner that answers by a rule: (task name, how often it was sent) -> done, lost, failed or nan."""
+    """A runner that answers by a rule: (task name, how often it was sent) -> done, lost, failed, final or nan."""
 
     def __init__(self, rule: Callable[[str, int], str]) -> None:
         self.rule = rule
@@ -59,7 +59,9 @@ class Scripted:
             self.sent[task.name] = self.sent.get(task.name, 0) + 1
             answer = self.rule(task.name, self.sent[task.name])
             record = new_record(task, context.attempt)
-            if answer in ("lost", "failed"):
+            if answer == "final":
+                record["final"] = True
+            if answer in ("lost", "failed", "final"):
                 record.update({"state": "failed", "transient": answer == "lost", "cause": f"It was {answer}."})
             if answer == "nan":
                 record["result"] = {"value": float("nan")}
@@ -186,3 +188,19 @@ def test_released_tasks_count_their_attempts_from_nothing(tmp_path: Path) -> Non
         directory.release(quarantined)
     with RunDirectory(tmp_path / "run") as directory:  # as after a kill: nothing is known but what is on the disk
         assert directory.recover() == ({}, {}, {})
+
+
+@pytest.mark.parametrize(("answer", "sent"), [("failed", 3), ("final", 1)])
+def test_what_no_other_attempt_can_mend_is_not_tried_again(
+    answer: str, sent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Some, "attempts", 3, raising=False)
+    tries: dict[str, int] = {}
+
+    def rule(name: str, count: int) -> str:
+        tries[name] = count
+        return answer if name == "4" else "done"
+
+    stage = drive(tmp_path, 20, rule, monkeypatch)
+    assert tries["4"] == sent
+    assert stage.settled[stage.tasks[4].id] == "quarantined"

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ def _single_point(
             _fresh(folder)
             (folder / INPUT).write_text(text, encoding="utf-8")
             result = _run(folder, asked, task, context)
-        _check_grid(result, folder)
+        _check_grid(result, folder, task.extra["ladder"])
     except EngineError as error:
         notes |= {"seconds": time.time() - start, "cause": str(error), "unconverged": isinstance(error, Unconverged)}
         _write(folder, notes, context)
@@ -140,7 +141,7 @@ def _single_point(
     return result
 
 
-def _check_grid(result: cp2k_output.Result, folder: Path) -> None:
+def _check_grid(result: cp2k_output.Result, folder: Path, ladder: Sequence[Any]) -> None:
     """Refuse forces of a grid that is too coarse: atoms feel where its points are, and the sum of forces tells.
 
     Raises
@@ -151,7 +152,10 @@ def _check_grid(result: cp2k_output.Result, folder: Path) -> None:
     net = float(np.abs(result.forces.sum(axis=0)).max())
     if net > NET_FORCE * len(result.forces) ** 0.5:
         what = f"CP2K's forces sum to {net:.3g} eV/Å instead of nothing: its grid is too coarse for these potentials"
-        raise Unphysical(f"{what}; raise MGRID/CUTOFF, or write 'METHOD GAPW_XC' in QS ({folder}).")
+        error = Unphysical(f"{what}; raise MGRID/CUTOFF, or write 'METHOD GAPW_XC' in QS ({folder}).")
+        settings = [path for rung in ladder if isinstance(rung, Mapping) for path in rung]
+        error.final = not any(str(path).upper().startswith(("MGRID", "QS")) for path in settings)
+        raise error
 
 
 def _write(folder: Path, notes: dict[str, Json], context: Context) -> None:

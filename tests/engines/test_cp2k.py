@@ -207,6 +207,11 @@ def test_forces_of_too_coarse_a_grid_are_refused(bench: Bench) -> None:
     with pytest.raises(Unphysical, match="its grid is too coarse for these potentials; raise MGRID/CUTOFF") as caught:
         bench.fake("coarse")
     assert "forces sum to 5.14 eV/Å" in str(caught.value)
+    assert caught.value.final  # no other rung has another grid
+    task = bench.task(ladder=["template", {"MGRID/CUTOFF": 800}])
+    with pytest.raises(Unphysical) as caught:
+        bench.fake("coarse", task=task)
+    assert not caught.value.final
 
 
 def test_several_frames_come_back_in_order(bench: Bench) -> None:
