@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from campaign.config import cp2k_data, cp2k_ladder
+from campaign.config.cp2k_electrons import fixed, spin_faults
 from campaign.config.cp2k_template import NO_BASIS, Template, check, examine, kinds_of, named_entries
 from campaign.config.data_files import Fault, find, structure
 from campaign.config.physics import View, structure_numbers
@@ -64,10 +65,11 @@ def _elements(view: View, folder: Path, template: Template) -> Iterator[Problem]
         path = find(written, folder)
         atoms = path if isinstance(path, Fault) else structure(path)
         numbers = [] if isinstance(atoms, Fault) else atoms.numbers
-    elements = sorted({chemical_symbols[z] for z in numbers})
-    yield from (
-        view.problem(PLACE, what, show(view.text(*PLACE)), remedy) for what, remedy in absent(template, elements)
-    )
+    symbols = [chemical_symbols[z] for z in numbers]
+    lacks = list(absent(template, sorted(set(symbols))))
+    yield from (view.problem(PLACE, what, show(view.text(*PLACE)), remedy) for what, remedy in lacks)
+    if not lacks:
+        yield from (_problem(view, fault, template.path) for fault in spin_faults(template, symbols))
 
 
 def absent(template: Template, elements: list[str]) -> Iterator[tuple[str, str]]:
@@ -99,6 +101,11 @@ def _ladder(view: View, template: Template) -> Iterator[Problem]:
         if isinstance(rung, str) and rung not in cp2k_ladder.RUNGS:
             continue  # the model says it
         if not isinstance(rung, str | dict) or (isinstance(rung, dict) and not all(isinstance(p, str) for p in rung)):
+            continue
+        if isinstance(rung, dict) and any(fixed(path) for path in rung):
+            path = next(path for path in rung if fixed(path))
+            what = "a rung says how SCF gets there; this would label another system, or with another functional"
+            yield view.problem(("label", "ladder", k), what, show(path), "write it into the template, or remove it")
             continue
         tree = template.with_rung(cp2k_ladder.resolve(rung, template.root).settings)
         for fault in check(tree):
