@@ -97,7 +97,7 @@ class RNDStream(Selection):
     method: Literal["rnd_stream"] = "rnd_stream"
     representation: Representation = Field(default_factory=SchNetRepresentation, description="descriptor of a frame")
     candidates: Number = Field(8.0, ge=1, description="candidates kept, as a multiple of size")
-    early: Fraction = Field(0.5, description="share of size that may be final before the pool is complete")
+    early: Fraction = Field(0.25, description="share of size that may be final before the pool is complete")
 
 
 class RND(Selection):

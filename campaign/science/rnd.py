@@ -55,7 +55,7 @@ class RNDStream:
     #: Frames of a step of Adam, and its length: a few longer steps learn as much as is needed to tell frames apart.
     BATCH, RATE = 32, 3e-3
 
-    def __init__(self, size: int, seed: int, candidates: float = 8, early: float = 0.5, steps: int = 10) -> None:
+    def __init__(self, size: int, seed: int, candidates: float = 8, early: float = 0.25, steps: int = 10) -> None:
         if size < 1 or candidates < 1 or not 0.0 <= early <= 1.0:
             raise ValueError(
                 "RND needs a size and candidates of at least 1 and early within 0 and 1, "
