@@ -3,10 +3,12 @@
 Energy: a spring of K eV/Å^2 from each atom to the mean of all, so forces sum to nothing and everything is exact.
 What happens to a frame stands in the file named by FAKE_CP2K: ``{"faults": {x of the first atom, 6 decimals: fault},
 "seconds": S}``; beside it ``log`` gets a line for each start and each end, ``once`` holds what was done once.
+Where it came to SCF's end it leaves a wavefunction, and one that the input starts from must be there.
 Must start fast: run with ``python -IS``, standard library only.
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -18,8 +20,8 @@ ELEMENTS = {"Ar": 18, "Na": 11, "Cl": 17}
 
 
 def read(path):
-    """Return (cell rows, [(symbol, x, y, z)], MAX_SCF) of an input."""
-    cell, atoms, steps, section = [], [], 50, []
+    """Return (cell rows, [(symbol, x, y, z)], MAX_SCF, wavefunction to start from or None) of an input."""
+    cell, atoms, steps, guess, section = [], [], 50, None, []
     with open(path) as file:
         for row in file:
             words = row.split()
@@ -35,7 +37,9 @@ def read(path):
                 atoms.append((words[0], *map(float, words[1:4])))
             elif section[-1:] == ["SCF"] and words[0] == "MAX_SCF":
                 steps = int(words[1])
-    return cell, atoms, steps
+            elif section[-1:] == ["DFT"] and words[0] == "WFN_RESTART_FILE_NAME":
+                guess = words[1]
+    return cell, atoms, steps, guess
 
 
 def evaluate(cell, atoms):
@@ -48,6 +52,16 @@ def evaluate(cell, atoms):
     energy = 0.5 * K * sum(x * x for row in away for x in row)
     stress = [[K * sum(row[p] * row[q] for row in away) / volume for q in range(3)] for p in range(3)]
     return energy, [[-K * x for x in row] for row in away], stress, volume
+
+
+def length(vector):
+    """Return the length of a vector."""
+    return math.sqrt(sum(x * x for x in vector))
+
+
+def angle(one, other):
+    """Return the angle between two vectors in degrees."""
+    return math.degrees(math.acos(sum(x * y for x, y in zip(one, other, strict=False)) / length(one) / length(other)))
 
 
 def output(cell, atoms, steps, fault):
@@ -65,6 +79,15 @@ def output(cell, atoms, steps, fault):
         f" [a.u.] -> [eV] {EV:64.14E}",
         "",
         f" CELL| Volume [angstrom^3]: {volume:52.6f}",
+        *(
+            f" CELL| Vector {name} [angstrom]:" + "".join(f"{x:10.3f}" for x in v) + f"   |{name}| = {length(v):12.6f}"
+            for name, v in zip("abc", cell, strict=False)
+        ),
+        *(
+            f" CELL| Angle ({i},{j}), {name:<5s} [degree]: {angle(cell['abc'.index(i)], cell['abc'.index(j)]):49.6f}"
+            for i, j, name in (("b", "c", "alpha"), ("a", "c", "beta"), ("a", "b", "gamma"))
+        ),
+        f" DFT| Spin restricted Kohn-Sham (RKS) calculation {'RKS':>30}",
         f" DFT| Multiplicity {1:61d}",
         f" DFT| Charge {0:67d}",
         "",
@@ -76,6 +99,8 @@ def output(cell, atoms, steps, fault):
             for k, (s, x, y, z) in enumerate(listed, 1)
         ),
         "",
+        "",
+        f" Number of electrons: {8 * len(listed):58d}",
         "",
         " SCF WAVEFUNCTION OPTIMIZATION",
         "",
@@ -136,12 +161,14 @@ def main():
     folder = os.path.dirname(plan_path)
     with open(plan_path) as file:
         plan = json.load(file)
-    cell, atoms, steps = read(words["-i"])
+    cell, atoms, steps, guess = read(words["-i"])
     key = f"{atoms[0][1]:.6f}"
     fault = plan["faults"].get(key, "good")
 
     def log(what):
-        line = json.dumps({"key": key, "what": what, "time": time.time(), "attempt": os.path.basename(os.getcwd())})
+        there = guess is not None and os.path.isfile(guess)
+        found = {"key": key, "what": what, "time": time.time(), "attempt": os.path.basename(os.getcwd())}
+        line = json.dumps({**found, "guess": "found" if there else "missing" if guess else None})
         fd = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(fd, line.encode() + b"\n")
         os.close(fd)
@@ -173,6 +200,9 @@ def main():
     elif fault == "disk":
         sys.stderr.write("At line 1 of file cp2k.F: Fortran runtime error: No space left on device\n")
         sys.exit(2)
+    if fault in ("good", "unconverged"):
+        with open("frame-RESTART.wfn", "w") as file:
+            file.write("a wavefunction\n")
     with open(words["-o"], "w") as file:
         file.write("\n".join(rows) + "\n")
     if fault == "hang":

@@ -2,8 +2,10 @@
 
 A stand-in for CP2K on PATH (``fake_cp2k.py``: it reads the real input and writes the real output) crashes, is killed,
 hangs, does not converge, cuts its output, writes NaN, garbage or another number of atoms, fills the disk, or converges
-only on the third rung of the ladder. The driver is killed meanwhile, and the same command given again. Then the labels
-a second come from two workers with an engine of 0.1 s.
+only on the third rung of the ladder, from the wavefunction of the second. The driver is killed meanwhile, and the same
+command given again: what came to its end, converged or not, must not run again. Then the labels a second come from two
+workers with an engine of 0.1 s. With a program of 0.1 s in place of CP2K the figure is said and not asked: it tells
+what starting a program costs on this machine.
 
     python benchmarks/faults.py             200 frames, 10 kills of the driver (minutes)
     python benchmarks/faults.py --quick     40 frames, 2 kills
@@ -68,7 +70,9 @@ sample: [{{method: file, file: frames.extxyz, segment: 20}}]
 select: {{method: random, size: {frames}, min_distance: 0}}
 label: {{{label}}}
 """
-CP2K = "engine: cp2k, template: argon.inp, timeout: {timeout}, ladder: [template, more_steps, {{SCF/MAX_SCF: 300}}]"
+#: Both later rungs start from the wavefunction of the attempt before.
+LADDER = "[template, more_steps, {{SCF/MAX_SCF: 300, restart: true}}]"
+CP2K = f"engine: cp2k, template: argon.inp, timeout: {{timeout}}, ladder: {LADDER}"
 TEMPLATE = """&FORCE_EVAL
   METHOD QS
   &DFT
@@ -236,6 +240,10 @@ def judge(place: Place) -> tuple[dict[str, float], Counter[str]]:
     starts = [entry for entry in place.log() if entry["what"] == "start"]
     ends = Counter(entry["key"] for entry in place.log() if entry["what"] == "end")
     wrong["redone"] = sum(e["time"] > when.get(e["key"], np.inf) for e in starts) + sum(n - 1 for n in ends.values())
+    failed = Counter((e["key"], e["attempt"]) for e in place.log() if e["what"] == "unconverged")  # finished, too
+    wrong["redone"] += sum(n - 1 for n in failed.values())
+    later = [e for e in starts if place.faults[e["key"]] in ("rung3", "unconverged") and e["attempt"] != "attempt-0"]
+    wrong["not restarted"] = sum(e["guess"] != "found" for e in later)
     return wrong, met
 
 
@@ -265,7 +273,7 @@ def main() -> None:
     rng.shuffle(faults)
     rows: list[tuple[str, object]] = []
     figures: dict[str, float] = {}
-    asked: dict[str, float] = {}
+    asked: dict[str, float | str] = {}
     if given.only != "throughput":
         place = prepare(folder / "faults", faults, CP2K.format(timeout=2), 0.0)
         began = time.time()
@@ -292,10 +300,10 @@ def main() -> None:
             ("labels/s, a program of 0.1 s in place of CP2K", f"{real:.1f}"),
         ]
         figures |= {"throughput": rate / 20, "program throughput": real / 20}
-        asked |= {"throughput": THROUGHPUT_ASKED}
+        asked |= {"throughput": THROUGHPUT_ASKED, "program throughput": "said, not asked"}
     if not given.keep:
         shutil.rmtree(folder, ignore_errors=True)
-    exact = {k: v for k, v in asked.items() if k not in ("kills", "throughput")}
+    exact = {k: v for k, v in asked.items() if k not in ("kills", "throughput", "program throughput")}
     ok = all(figures[k] == v for k, v in exact.items())
     ok = ok and figures.get("kills", kills) >= kills and figures.get("throughput", 1.0) >= THROUGHPUT_ASKED
     report("faults", [{"what": a, "figure": b} for a, b in rows], figures, asked, ok=ok)

@@ -212,6 +212,9 @@ class Flow:
                 settled.append(record)
         directory.ledger.append(records)
         for record in settled:
+            give_up = getattr(self._by_name[record["stage"]], "give_up", None)
+            if record["state"] == "quarantined" and give_up is not None:
+                give_up(record, directory.path)
             known = self._history.done if record["state"] == "done" else self._history.quarantined
             known[record["task"]] = record
             self._settle(record)
@@ -248,16 +251,23 @@ class Flow:
                 "command again."
             )
         for stage in self.stages:
-            counts = self.counts[stage.name]
-            allowed = self._max_failed * max(stage.total(self.board), 1)
-            if counts.failed + counts.stopped_share > max(allowed, 1):
-                walkers = f" and {counts.stopped} walkers stopped" if counts.stopped else ""
+            if self._over_budget(stage):
                 raise TooManyFailures(
-                    f"{counts.failed} tasks of stage {stage.name} failed for good{walkers}, more than max_failed "
-                    f"allows ({self._max_failed:g} of {stage.total(self.board)}). Everything finished is kept: see "
+                    f"{self._overrun(stage)}. Everything finished is kept: see "
                     "campaign status. Mend what made them fail and give the same command with --retry-quarantined, or "
                     f"write a larger max_failed. The last cause: {_last_cause(self.failures, stage.name)}"
                 )
+
+    def _over_budget(self, stage: Stage) -> bool:
+        """Tell whether more of a stage failed than the campaign allows."""
+        counts = self.counts[stage.name]
+        return counts.failed + counts.stopped_share > max(self._max_failed * max(stage.total(self.board), 1), 1)
+
+    def _overrun(self, stage: Stage) -> str:
+        counts, total = self.counts[stage.name], stage.total(self.board)
+        walkers = f" and {counts.stopped} walkers stopped" if counts.stopped else ""
+        what = f"{counts.failed} tasks of stage {stage.name} failed for good{walkers}"
+        return f"{what}, more than max_failed allows ({self._max_failed:g} of {total})"
 
     # -- what the user sees ----------------------------------------------------------------------------------------
 
@@ -308,7 +318,16 @@ class Flow:
             "frames": self.frames,
             "selected": len(training.chosen) if training is not None else 0,
             "labelled": sum(1 for t in self.board.labels.values() if t),
-            "notes": [s.note for s in (self.board.source, *self.board.sets.values()) if s and s.note],
+            "notes": [
+                *(s.note for s in (self.board.source, *self.board.sets.values()) if s and s.note),
+                *(note for s in self.stages for note in getattr(s, "notes", ())),
+                *(
+                    f"Stopped: {self._overrun(s)}; mend what made them fail and give the same command with "
+                    "--retry-quarantined, or write a larger max_failed."
+                    for s in self.stages
+                    if not live and state == "interrupted" and self._over_budget(s)
+                ),
+            ],
             "failures": [_failure(r) for r in self.failures],
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,

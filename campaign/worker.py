@@ -57,6 +57,9 @@ def do_task(task: Task, context: Context) -> Record:
             from campaign.store.store import Store
 
             Store(context.run / "run.zarr").publish(record, outcome.arrays, outcome.checkpoint)
+        if hasattr(stage, "tidy"):
+            with contextlib.suppress(Exception):  # files too many are no fault
+                stage.tidy(task, context)
     except (StoreError, MachineFault) as error:
         _fail(record, str(error), transient=True)
         record["disk_full"] = isinstance(error, DiskFull)

@@ -59,7 +59,10 @@ def test_more_frames_than_there_are_is_a_note(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("select", "megabytes"),
-    [("{method: rnd, size: 9}", 2.1), ("{method: fps, size: 9, representation: {features: 32, pooling: mean}}", 0.262)],
+    [
+        ("{method: rnd, size: 9}", 4.19),
+        ("{method: fps, size: 9, representation: {features: 32, pooling: mean}}", 0.262),
+    ],
 )
 def test_a_selector_that_keeps_the_pool_says_how_much_that_is(tmp_path: Path, select: str, megabytes: float) -> None:
     (tmp_path / "c.yaml").write_text(
@@ -74,10 +77,10 @@ def test_a_selector_that_keeps_the_pool_says_how_much_that_is(tmp_path: Path, se
 
 def dft(folder: Path, more: str = "") -> Path:
     """Write a campaign that labels argon by CP2K, with data files of its own."""
-    (folder / "BASIS_SET").write_text("Ar B\n 1\n")
-    (folder / "POTENTIAL").write_text("Ar P\n 1\n")
+    (folder / "BASIS_SET").write_text("Ar SZV\n 1\n")
+    (folder / "POTENTIAL").write_text("Ar PBE-q8\n 1\n")
     (folder / "ar.inp").write_text(
-        "&FORCE_EVAL\n&DFT\n&END\n&SUBSYS\n&KIND Ar\nBASIS_SET B\nPOTENTIAL P\n&END\n&END\n&END\n"
+        "&FORCE_EVAL\n&DFT\n&END\n&SUBSYS\n&KIND Ar\nBASIS_SET SZV\nPOTENTIAL PBE-q8\n&END\n&END\n&END\n"
     )
     (folder / "c.yaml").write_text(
         "campaign: c\nsystem: {structure: {prototype: fcc, elements: [Ar], a: 5.3, supercell: [4, 4, 2]}}\n"

@@ -9,7 +9,9 @@ from typing import Any
 
 from campaign.config import cp2k_data, cp2k_ladder
 from campaign.config.cp2k_electrons import fixed, spin_faults
-from campaign.config.cp2k_template import NO_BASIS, Template, check, examine, kinds_of, named_entries
+from campaign.config.cp2k_files import NO_BASIS, method_of, of_rung
+from campaign.config.cp2k_kinds import kinds_of, named_entries, serves_all
+from campaign.config.cp2k_template import Template, check, check_data, examine
 from campaign.config.data_files import Fault, find, structure
 from campaign.config.physics import View, structure_numbers
 from campaign.config.yaml_lines import Problem, show
@@ -74,8 +76,7 @@ def _elements(view: View, folder: Path, template: Template) -> Iterator[Problem]
 
 def absent(template: Template, elements: list[str]) -> Iterator[tuple[str, str]]:
     """Yield (what is wrong, remedy) for elements that a template has no KIND, basis set or potential for."""
-    method = template.root.find(*cp2k_ladder.DFT, "QS")
-    if method is not None and (method.get("METHOD") or "").upper() in NO_BASIS:
+    if method_of(template.root) in NO_BASIS:
         return
     missing = [e for e in elements if e not in template.kinds]
     if missing and "DEFAULT" not in template.kinds:
@@ -84,19 +85,18 @@ def absent(template: Template, elements: list[str]) -> Iterator[tuple[str, str]]
         yield what, f"add '&KIND {missing[0]}' with BASIS_SET and POTENTIAL to it"
         return
     for kind in kinds_of(template.root):
-        if (kind.parameter or "DEFAULT").upper() != "DEFAULT":
+        if not serves_all(kind):
             continue
-        for what, name, line, files in named_entries(kind, template.root):
+        for named in named_entries(kind, template.root):
             for element in missing:
-                paths = [template.data[f] for f in files if f in template.data]
+                name, paths = named.name, [template.data[f] for f in named.files if f in template.data]
                 if name and not any(name.upper() in cp2k_data.entries(p, element) for p in paths):
-                    where = f"(line {line} of {template.path.name})"
-                    yield f"{element} has no {what} {name} in {' and '.join(files)} {where}", f"add '&KIND {element}'"
+                    where = f"in {' and '.join(named.files)} (line {named.line} of {template.path.name})"
+                    yield f"{element} has no {named.what} {name} {where}", f"add '&KIND {element}'"
 
 
 def _ladder(view: View, template: Template) -> Iterator[Problem]:
     """Yield what is wrong with the rungs once their settings are in the template."""
-    known = {(f.what, f.got) for f in check(template.root)}
     for k, rung in enumerate(view.items("label", "ladder")):
         if isinstance(rung, str) and rung not in cp2k_ladder.RUNGS:
             continue  # the model says it
@@ -108,6 +108,6 @@ def _ladder(view: View, template: Template) -> Iterator[Problem]:
             yield view.problem(("label", "ladder", k), what, show(path), "write it into the template, or remove it")
             continue
         tree = template.with_rung(cp2k_ladder.resolve(rung, template.root).settings)
-        for fault in check(tree):
-            if (fault.what, fault.got) not in known:
-                yield view.problem(("label", "ladder", k), fault.what, fault.got, fault.remedy)
+        foreign = list(of_rung(template.root, tree))
+        for fault in check(tree) + (foreign or check_data(tree, template.data)):
+            yield view.problem(("label", "ladder", k), fault.what, fault.got, fault.remedy)

@@ -7,6 +7,7 @@ computes with the same data.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -21,8 +22,12 @@ from campaign.config.yaml_lines import show
 PROGRAMS = ("cp2k.psmp", "cp2k.popt", "cp2k.ssmp", "cp2k.sopt", "cp2k")
 SYSTEM = Path("/usr/share/cp2k")
 
-#: An entry begins with the element, in any letters, and its names.
-_ENTRY = re.compile(r"^[ \t]*([A-Za-z]{1,2})[ \t]+([A-Za-z]\S.*)$", re.MULTILINE)
+#: An entry begins with the element, in any letters, and its names: 3-21G* is one, 0.5 is none.
+_ENTRY = re.compile(r"^[ \t]*([A-Za-z]{1,2})[ \t]+((?=\S*[A-Za-z])[A-Za-z0-9]\S.*)$", re.MULTILINE)
+#: What each element of a file of effective core potentials begins with.
+_CORE = re.compile(r"^[ \t]*[A-Za-z]{1,2}[ \t]+nelec[ \t]+\d+[ \t]*$", re.MULTILINE | re.IGNORECASE)
+#: Where the meshes of CP2K's two kernel files begin.
+_MESHES = {"RVV10": (1.0e-4, 3.0e-4), "DRSLL": (1.0e-5, 0.0449420825586261)}
 
 
 def program() -> str | None:
@@ -70,13 +75,34 @@ def locate(name: str, folder: Path) -> Path | Fault:
     return Fault(f"there is no such data file beside the template or in {data}", show(name), hint)
 
 
+@lru_cache(maxsize=16)
+def kernel_of(path: Path) -> str | None:
+    """Return what kernel a file holds: ``RVV10``, ``DRSLL`` (LMKLL has the same), or None where it is neither's."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        rows = [file.readline().split() for _ in range(3)]
+    try:
+        start = tuple(float(word) for word in rows[2][:2])
+    except ValueError:
+        return None
+    for kind, mesh in _MESHES.items():
+        if len(start) == 2 and all(abs(a - b) <= 1e-6 * b for a, b in zip(start, mesh, strict=True)):
+            return kind
+    return None
+
+
+@lru_cache(maxsize=16)
+def holds_core_potentials(path: Path) -> bool:
+    """Tell whether a file holds effective core potentials, which have a form of their own."""
+    return _CORE.search(path.read_text(encoding="utf-8", errors="replace")) is not None
+
+
 @lru_cache(maxsize=32)
 def _entries(path: Path, stamp: tuple[int, int]) -> dict[str, dict[str, str]]:
     """Return the text of every entry by element and by each of its names in capitals."""
     text = path.read_text(encoding="utf-8", errors="replace")
     marks = list(_ENTRY.finditer(text))
     found: dict[str, dict[str, str]] = {}
-    for mark, after in zip(marks, [*marks[1:], None], strict=True):
+    for mark, after in itertools.zip_longest(marks, marks[1:]):
         body = text[mark.end() : after.start() if after else len(text)]
         rows = [" ".join(row.split("#")[0].split()) for row in body.splitlines()]
         content = "\n".join(row for row in rows if row)

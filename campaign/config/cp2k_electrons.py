@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from campaign.config import cp2k_data, cp2k_ladder
-from campaign.config.cp2k_template import FALSE, Template, kinds_of, named_entries
-from campaign.config.cp2k_tree import Section
+from campaign.config.cp2k_kinds import kinds_of, named_entries
+from campaign.config.cp2k_template import Template
+from campaign.config.cp2k_tree import FALSE, Section
 from campaign.config.data_files import Fault
 from campaign.config.yaml_lines import show
 
@@ -21,6 +22,15 @@ SPIN = ("UKS", "UNRESTRICTED_KOHN_SHAM", "LSD", "SPIN_POLARIZED", "ROKS", "RESTR
 FIXED = ("CHARGE", "MULTIPLICITY", "MULTIP", *SPIN, "XC")
 #: But for the grid on which the functional is integrated.
 _GRID = "XC/XC_GRID"
+
+
+def treatment(root: Section) -> str:
+    """Return how CP2K names a tree's treatment of spin: ``RKS``, ``UKS`` or ``ROKS``."""
+    dft = root.find(*cp2k_ladder.DFT) or Section("DFT")
+    on = [line.name for line in dft.keywords if line.name in SPIN and line.value.upper() not in FALSE]
+    if any(name in SPIN[4:] for name in on):
+        return "ROKS"
+    return "UKS" if on else "RKS"
 
 
 def fixed(path: str) -> bool:
@@ -35,11 +45,11 @@ def valence(template: Template, element: str) -> int | None:
     kind = named.get(template.kinds.get(element, template.kinds.get("DEFAULT", "")))
     if kind is None:
         return None
-    for what, name, _, files in named_entries(kind, template.root):
-        if what != "POTENTIAL" or name is None:
+    for entry in named_entries(kind, template.root):
+        if entry.what != "POTENTIAL" or entry.name is None:
             continue
-        for file in files:
-            text = cp2k_data.entries(template.data[file], element).get(name.upper()) if file in template.data else None
+        for path in (template.data[file] for file in entry.files if file in template.data):
+            text = cp2k_data.entries(path, element).get(entry.name.upper())
             words = text.splitlines()[0].split() if text else []
             if words and all(word.isdigit() for word in words):  # of a GTH potential: electrons of each shell
                 return sum(map(int, words))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from campaign.config import cp2k_schema
-from campaign.config.cp2k_tree import Section
+from campaign.config.cp2k_tree import FALSE, Section
 
 #: The ladder where the campaign file names none.
 DEFAULT = ("template", "more_steps", "ot_cg", "diagonalise", "smear")
@@ -59,8 +59,7 @@ def _whole(text: str | None, default: int) -> int:
 def smeared(root: Section) -> bool:
     """Tell whether electrons are smeared, or k-points used: orbital transformation cannot be."""
     on = _scf(root).find("SMEAR")
-    off = {"F", ".F.", "FALSE", ".FALSE.", "OFF", "NO", "N", "0"}
-    return (on is not None and on.parameter.upper() not in off) or root.find(*DFT, "KPOINTS") is not None
+    return (on is not None and on.parameter.upper() not in FALSE) or root.find(*DFT, "KPOINTS") is not None
 
 
 def _more_steps(root: Section) -> Settings:
@@ -86,6 +85,7 @@ def _ot_cg(root: Section) -> Settings:
     return {
         "SCF/DIAGONALIZATION": None,
         "SCF/MIXING": None,
+        "SCF/ADDED_MOS": None,  # CP2K stops where there are any
         "SCF/MAX_SCF": 50,
         "SCF/OT": {"_": "T", "MINIMIZER": "CG", "PRECONDITIONER": "FULL_ALL", "LINESEARCH": "3PNT"},
         "SCF/OUTER_SCF": {"_": "T", "MAX_SCF": 20, "EPS_SCF": _criterion(root)},

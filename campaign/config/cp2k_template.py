@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from campaign.config import cp2k_data, cp2k_ladder, cp2k_schema
-from campaign.config.cp2k_ladder import DFT, Settings
-from campaign.config.cp2k_tree import Line, Section, read, unquoted
+from campaign.config import cp2k_ladder, cp2k_schema
+from campaign.config.cp2k_files import data_files, refused, unnamed, wrong_kernels
+from campaign.config.cp2k_kinds import check_kinds, element_of, kinds_of, serves_all
+from campaign.config.cp2k_ladder import Settings
+from campaign.config.cp2k_tree import FALSE as FALSE
+from campaign.config.cp2k_tree import Line, Section, read
+from campaign.config.cp2k_use import check_use
 from campaign.config.data_files import Fault
 from campaign.config.fields import closest, suggest
 from campaign.config.yaml_lines import show
@@ -26,13 +30,6 @@ ALLOWED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("FORCE_EVAL", "SUBSYS"): ("CELL", "COORD", "KIND", "PRINT"),
     ("FORCE_EVAL", "SUBSYS", "CELL"): (),
 }
-#: Keywords that name a data file, which is looked for beside the template and in CP2K's data folder.
-DATA = ("BASIS_SET_FILE_NAME", "POTENTIAL_FILE_NAME", "KERNEL_FILE_NAME", "PARAMETER_FILE_NAME")
-#: Methods of DFT/QS that have their own basis.
-NO_BASIS = ("XTB", "DFTB", "AM1", "MNDO", "MNDOD", "PDG", "PM3", "PM6", "PM6-FM", "PNNL", "RM1")
-
-#: How CP2K writes no.
-FALSE = ("F", ".F.", "FALSE", ".FALSE.", "OFF", "NO", "N", "0")
 
 
 class WrongTemplate(InputError):
@@ -70,9 +67,7 @@ class Template:
         """The name of the KIND of each element; under ``DEFAULT`` the one that serves every other element."""
         found: dict[str, str] = {}
         for kind in kinds_of(self.root):
-            name = kind.parameter or "DEFAULT"
-            element = name if name.upper() == "DEFAULT" else element_of(kind)
-            found.setdefault("DEFAULT" if element.upper() == "DEFAULT" else element, name)
+            found.setdefault("DEFAULT" if serves_all(kind) else element_of(kind), kind.parameter or "DEFAULT")
         return found
 
     @property
@@ -131,7 +126,7 @@ def examine(path: Path) -> tuple[Template | None, list[Fault]]:
     faults = check(root)
     data, missing = data_files(root, path.parent)
     faults += missing
-    faults += _check_kinds(root, data)
+    faults += check_data(root, data)
     return Template(path, root, data), sorted(faults, key=lambda f: f.line)
 
 
@@ -143,8 +138,14 @@ def check(root: Section) -> list[Fault]:
             second = list(root.all(name))[1]
             faults.append(Fault(f"a template has one {name}", show(f"&{name}"), "remove this one", second.line))
     _check_section((), root, faults)
-    faults += _check_use(root)
+    faults += check_use(root)
+    faults += unnamed(root)
     return faults
+
+
+def check_data(root: Section, data: dict[str, Path]) -> list[Fault]:
+    """Return what is wrong between a tree and its data files: KINDs without entries, kernels of another functional."""
+    return [*check_kinds(root, data), *wrong_kernels(root, data)]
 
 
 def _check_section(path: tuple[str, ...], here: Section, faults: list[Fault]) -> None:
@@ -166,7 +167,7 @@ def _check_section(path: tuple[str, ...], here: Section, faults: list[Fault]) ->
             what = f"{line.name} is written twice in this section, first on line {seen[name]}"
             faults.append(Fault(what, show(line.text()), "remove one", line.line))
         seen.setdefault(name, line.line)
-        if "FILE" in line.name and line.name not in DATA:
+        if refused(path, node, line.name):
             what = f"{line.name} reads or writes a file that campaign does not know of"
             faults.append(Fault(what, show(line.value), "remove this line", line.line))
     allowed = ALLOWED.get(path)
@@ -218,179 +219,3 @@ def _meant(name: str, path: tuple[str, ...], spec: cp2k_schema.SectionSpec) -> s
         return f"did you mean '{best}'?"
     inner = [s for s in sorted(spec.sections) if name in set(cp2k_schema.names((*path, s)))][:3]
     return f"it belongs into {' or '.join('&' + s for s in inner)}" if inner else "see CP2K's manual of this section"
-
-
-def _value(section: Section | None, *names: str) -> str:
-    return ((section.get(*names) if section else None) or "").upper()
-
-
-def _check_use(root: Section) -> Iterator[Fault]:
-    """Yield what stands against a single point of a periodic frame, or would hide whether it converged."""
-    force_eval = root.find("FORCE_EVAL")
-    if root.find(*DFT) is None:
-        line = force_eval.line if force_eval else 1
-        yield Fault("a template has a section FORCE_EVAL with DFT in it", "none", "add &FORCE_EVAL and &DFT", line)
-    rules: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[str], bool], str, str]] = [
-        (
-            ("GLOBAL",),
-            ("RUN_TYPE", "PROGRAM_NAME", "PROGRAM"),
-            lambda v: v in ("ENERGY", "ENERGY_FORCE", "CP2K"),
-            "campaign runs single points",
-            "write ENERGY_FORCE, or remove this line",
-        ),
-        (
-            ("FORCE_EVAL",),
-            ("METHOD",),
-            lambda v: v in ("QS", "QUICKSTEP"),
-            "labels come from Quickstep",
-            "write 'METHOD QS'",
-        ),
-        (
-            (*DFT, "POISSON"),
-            ("PERIODIC",),
-            lambda v: v == "XYZ",
-            "frames are periodic along all three cell vectors",
-            "write 'PERIODIC XYZ'",
-        ),
-        (
-            ("FORCE_EVAL", "SUBSYS", "CELL"),
-            ("PERIODIC",),
-            lambda v: v == "XYZ",
-            "frames are periodic along all three cell vectors",
-            "write 'PERIODIC XYZ'",
-        ),
-        (
-            ("FORCE_EVAL", "SUBSYS", "CELL"),
-            ("MULTIPLE_UNIT_CELL",),
-            lambda v: v.split() == ["1"] * 3,
-            "a frame is computed as it is",
-            "remove this line",
-        ),
-        (
-            (*DFT, "QS"),
-            ("LS_SCF",),
-            lambda v: v in FALSE,
-            "of linear-scaling SCF campaign cannot see whether it converged",
-            "remove this line",
-        ),
-        (
-            (*DFT, "SCF"),
-            ("IGNORE_CONVERGENCE_FAILURE",),
-            lambda v: v in FALSE,
-            "an unconverged result is never accepted",
-            "remove this line",
-        ),
-    ]
-    for path, names, good, what, remedy in rules:
-        section = root.find(*path) or Section("")
-        for word in section.keywords:
-            if word.name in names and not good(word.value.upper()):
-                yield Fault(what, show(f"{section.name}/{word.text()}"), remedy, word.line)
-
-
-def kinds_of(root: Section) -> list[Section]:
-    """Return the KIND sections."""
-    subsys = root.find("FORCE_EVAL", "SUBSYS")
-    return list(subsys.all("KIND")) if subsys else []
-
-
-def element_of(kind: Section) -> str:
-    """Return the chemical symbol of a KIND: its ELEMENT, or its name without a number."""
-    return (kind.get("ELEMENT", "ELEMENT_SYMBOL") or kind.parameter.rstrip("0123456789")).capitalize()
-
-
-def _file_lines(root: Section) -> Iterator[tuple[Section, Line]]:
-    """Yield the keywords that name data files with their sections; where there is none, CP2K's own defaults."""
-    dft = root.find(*DFT)
-    for _, section in root.walk():
-        yield from ((section, line) for line in section.keywords if line.name in DATA)
-    if dft is None:
-        return
-    method = _value(dft.find("QS"), "METHOD")
-    defaults = {"BASIS_SET_FILE_NAME": "BASIS_SET", "POTENTIAL_FILE_NAME": "POTENTIAL"}
-    for name, default in defaults.items() if method not in NO_BASIS and kinds_of(root) else ():
-        if dft.get(name) is None:
-            yield dft, Line(name, default, dft.line)
-
-
-def data_files(root: Section, folder: Path) -> tuple[dict[str, Path], list[Fault]]:
-    """Return the data files that a tree names, by name, and what is wrong with them."""
-    found: dict[str, Path] = {}
-    faults: list[Fault] = []
-    for _, line in _file_lines(root):
-        name = unquoted(line.value)
-        path = cp2k_data.locate(name, folder)
-        if isinstance(path, Fault):
-            faults.append(Fault(f"{line.name}: {path.what}", path.got, path.remedy, line.line))
-        else:
-            found[name] = path
-    return found, faults
-
-
-def _check_kinds(root: Section, data: dict[str, Path]) -> Iterator[Fault]:
-    """Yield elements without a basis set or a potential, and those that are not in the data files."""
-    from ase.data import atomic_numbers
-
-    dft = root.find(*DFT) or Section("DFT")
-    method = _value(dft.find("QS"), "METHOD")
-    if not kinds_of(root) and method not in NO_BASIS:
-        line = (root.find("FORCE_EVAL", "SUBSYS") or Section("")).line or 1
-        yield Fault("no element has a KIND", "no &KIND", "add '&KIND Na' with BASIS_SET and POTENTIAL", line)
-    seen: dict[str, int] = {}
-    for kind in kinds_of(root):
-        element = element_of(kind)
-        default = (kind.parameter or "DEFAULT").upper() == "DEFAULT"
-        if not default and atomic_numbers.get(element, 0) < 1:
-            what = "this KIND is of no chemical element"
-            yield Fault(what, show(kind.parameter), "write '&KIND Na', or add ELEMENT", kind.line)
-            continue
-        if element in seen:
-            what = f"{element} has a KIND already, on line {seen[element]}: a frame knows its elements only"
-            yield Fault(what, show(kind.parameter), "keep one KIND of an element", kind.line)
-        seen[element] = kind.line
-        if method not in NO_BASIS:
-            yield from _check_entries(kind, "" if default else element, root, data)
-
-
-def _check_entries(kind: Section, element: str, root: Section, data: dict[str, Path]) -> Iterator[Fault]:
-    for what, name, line, files in named_entries(kind, root):
-        if name is None:
-            yield Fault(
-                f"the KIND {kind.parameter or 'DEFAULT'} has no {what}",
-                show(f"&KIND {kind.parameter}"),
-                f"add a line '{what} NAME'",
-                line,
-            )
-            continue
-        paths = [data[f] for f in files if f in data]
-        if not element or not paths or len(paths) < len(files):
-            continue  # of every element; or the missing file is named already
-        known = [n for path in paths for n in cp2k_data.entries(path, element)]
-        if name.upper() not in known:
-            best = closest(name, known)
-            remedy = f"did you mean '{best}'?" if best else _known(element, what, known)
-            where = " and ".join(files)
-            yield Fault(f"{element} has no {what} of this name in {where}", show(name), remedy, line)
-
-
-def _known(element: str, what: str, known: list[str]) -> str:
-    if not known:
-        return f"name a file that has {element} in it"
-    return f"write one of {', '.join(known[:8])}"
-
-
-def named_entries(kind: Section, root: Section) -> Iterator[tuple[str, str | None, int, list[str]]]:
-    """Yield (what, name, line, files) of each basis set and potential that a KIND names; None for a missing one."""
-    dft = root.find(*DFT) or Section("DFT")
-    files = [unquoted(k.value) for k in dft.keywords if k.name == "BASIS_SET_FILE_NAME"] or ["BASIS_SET"]
-    sets = [k for k in kind.keywords if k.name in ("BASIS_SET", "ORBITAL_BASIS_SET", "ORB_BASIS", "AUX_FIT_BASIS_SET")]
-    for line in sets:
-        yield "BASIS_SET", unquoted(line.value.split()[-1]) if line.value else None, line.line, files
-    if not sets and kind.find("BASIS") is None:
-        yield "BASIS_SET", None, kind.line, files
-    own = kind.get("POTENTIAL_FILE_NAME") or dft.get("POTENTIAL_FILE_NAME") or "POTENTIAL"
-    potentials = [k for k in kind.keywords if k.name in ("POTENTIAL", "POT")]
-    for line in potentials:
-        yield "POTENTIAL", unquoted(line.value.split()[-1]) if line.value else None, line.line, [unquoted(own)]
-    if not potentials and kind.find("POTENTIAL") is None:
-        yield "POTENTIAL", None, kind.line, [unquoted(own)]

@@ -12,6 +12,8 @@ from campaign.config.yaml_lines import show
 
 _INCLUDE = re.compile(r"\s*@(INCLUDE|XCTYPE)\b", re.IGNORECASE)
 _SECTION = re.compile(r"&([\w\-]+)\s*(.*)\Z")
+#: How CP2K writes no.
+FALSE = ("F", ".F.", "FALSE", ".FALSE.", "OFF", "NO", "N", "0")
 _QUOTED = re.compile(r"""("[^"]*"|'[^']*')|[!#].*""")
 
 
@@ -142,7 +144,7 @@ def read(text: str) -> tuple[Section, list[Fault]]:
                 faults.append(Fault(what, show(row), f"write '&END {ended.name}'", number))
                 break
     else:
-        for open_ in stack[1:]:
+        for open_ in [] if faults else stack[1:]:  # where the preprocessor stops, the rest was not read
             what = f"the section {open_.name} is not closed"
             faults.append(Fault(what, show(f"&{open_.name}"), f"add '&END {open_.name}'", open_.line))
     return root, faults

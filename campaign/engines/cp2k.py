@@ -2,19 +2,21 @@
 
 The task's ``extra``: ``template`` (path in the run directory), ``ladder`` (rungs as in the campaign file), ``ranks``,
 ``threads``, ``timeout`` (s). The attempt's number chooses the rung. ``RUN/tasks/<id>/attempt-K`` keeps the input, the
-output and ``report.json``; wavefunctions go once they are of no more use.
+output and ``report.json``. An attempt that is cut short is made again, and must then find what it found at first:
+wavefunctions go only once nobody can ask for them (the next attempt has begun, the label is stored, the frame is given
+up), and a whole output of the same input stands, whether it converged or not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import itertools
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +25,15 @@ import numpy as np
 import numpy.typing as npt
 
 from campaign.config import cp2k_data
+from campaign.config.cp2k_electrons import SPIN
 from campaign.config.cp2k_ladder import DFT, Rung
 from campaign.config.cp2k_template import FALSE, Template
 from campaign.config.cp2k_tree import Section
 from campaign.engines import cp2k_output, process
+from campaign.engines.cp2k_causes import cause, check_ranks, check_space, progress
 from campaign.engines.cp2k_input import WAVEFUNCTIONS, choose, read_template, render, resolve
 from campaign.engines.labellers import NET_FORCE
-from campaign.errors import DiskFull, EngineError, InputError, MachineFault, Unconverged, Unphysical
+from campaign.errors import EngineError, InputError, MachineFault, Unconverged, Unphysical
 from campaign.frames import Frames
 from campaign.tasks import Context, Json, Task
 
@@ -39,17 +43,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 INPUT, OUTPUT, REPORT = "input.inp", "output.out", "report.json"
-
-_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|ENOSPC", re.IGNORECASE)
-_SIGNAL = re.compile(r"exited on signal (\d+)|ended with signal (\d+)|ended with exit code (1(?:29|3[0-9]|4[0-9]))\b")
-#: The launcher's own refusals: of the machine or the site file, not of the frame.
-_LAUNCHER = re.compile(
-    r"not enough slots|unable to (?:launch|find|start)|could not be found|ORTE (?:has lost|was unable)"
-    r"|error while loading shared libraries|cannot open shared object",
-    re.IGNORECASE,
-)
-#: Less than this is a full disk: even the end of an output does not fit.
-_LEAST_SPACE = 1 << 16
+#: In a task's folder: its frame was given up; who tries again takes nothing from there.
+GIVEN_UP = "given-up"
 
 
 def label(frames: Frames, task: Task, context: Context) -> tuple[Array, Array, Array]:
@@ -80,11 +75,11 @@ def label(frames: Frames, task: Task, context: Context) -> tuple[Array, Array, A
     template = _template(path, path.stat().st_mtime_ns)
     rung = resolve(choose(task.extra["ladder"], context.attempt), template.root)
     folder = context.folder(task) / f"attempt-{context.attempt}"
+    _begin(folder.parent, context.attempt)
     found = []
     for k, atoms in enumerate(frames.to_ase()):
         place = folder if len(frames) == 1 else folder / f"frame-{k}"
         found.append(_single_point(atoms, template, rung, place, task, context))
-    _clear(context.folder(task), keep=None)
     return (
         np.array([r.energy for r in found]),
         np.array([r.forces for r in found]),
@@ -113,48 +108,93 @@ def _template(path: Path, stamp: int) -> Template:
         raise MachineFault(f"The template or a data file of it cannot be read here: {error}") from error
 
 
+def tidy(folder: Path) -> None:
+    """Remove the wavefunctions of a task's folder: the largest files there are. Its label is stored by now."""
+    for pattern in ("*.wfn*", "*.kp*"):
+        for path in folder.rglob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def give_up(folder: Path) -> None:
+    """Mark a task's folder as that of a frame which is quarantined by now: another try begins afresh."""
+    tidy(folder)
+    with contextlib.suppress(OSError):  # where nothing was run there is no folder
+        (folder / GIVEN_UP).touch()
+
+
+def _begin(folder: Path, attempt: int) -> None:
+    """Make a task's folder ready for an attempt: the ledger has those before it, and nobody repeats them."""
+    if (folder / GIVEN_UP).exists():  # the frame was quarantined, and is tried again: people keep the old files
+        before = next(p for k in itertools.count(1) if not (p := folder / f"before-{k}").exists())
+        before.mkdir()
+        for path in folder.glob("attempt-*"):
+            path.rename(before / path.name)
+        (folder / GIVEN_UP).unlink()
+    for path in folder.glob("attempt-*"):
+        if path.name not in (f"attempt-{attempt - 1}", f"attempt-{attempt}"):  # this one starts from the one before
+            tidy(path)
+
+
 def _single_point(
     atoms: Atoms, template: Template, rung: Rung, folder: Path, task: Task, context: Context
 ) -> cp2k_output.Result:
     """Compute one frame, or take what an interrupted worker left finished, and write the report either way."""
-    guess = _wavefunction(folder) if rung.restart else None
-    text = render(template, atoms, rung, folder, guess)
+    guesses: list[Path | None] = [*(_wavefunctions(folder) if rung.restart else ()), None]
+    inputs = {render(template, atoms, rung, folder, guess): guess for guess in guesses}
     asked = asked_of(template, rung, atoms)
-    notes: dict[str, Json] = {"rung": rung.name, "settings": dict(rung.settings), "restarted": guess is not None}
+    notes: dict[str, Json] = {"rung": rung.name, "settings": dict(rung.settings)}
     start = time.time()
+    text = cp2k_output.read_text(folder / INPUT)
     try:
-        result = _finished(folder, text, asked)
+        result = _finished(folder, asked) if text in inputs else None
         if result is None:
+            text = next(text for text, guess in inputs.items() if guess is None or _may_start_from(guess))
             _fresh(folder)
             (folder / INPUT).write_text(text, encoding="utf-8")
             result = _run(folder, asked, task, context)
-        _check_grid(result, folder, task.extra["ladder"])
+        _check_grid(result, folder, template, list(task.extra["ladder"])[context.attempt :])
     except EngineError as error:
-        notes |= {"seconds": time.time() - start, "cause": str(error), "unconverged": isinstance(error, Unconverged)}
+        notes |= {"restarted": inputs[text] is not None, "seconds": time.time() - start}
+        notes |= {"cause": str(error), "unconverged": isinstance(error, Unconverged)}
         _write(folder, notes, context)
-        _clear(folder.parent, keep=folder if isinstance(error, Unconverged) else None)
+        if not isinstance(error, Unconverged):
+            tidy(folder)
         raise
-    notes |= {"seconds": time.time() - start, "scf_steps": result.steps, "version": result.version}
-    notes["warnings"] = list(result.warnings)
+    notes |= {"restarted": inputs[text] is not None, "seconds": time.time() - start}
+    notes |= {"scf_steps": result.steps, "version": result.version, "warnings": list(result.warnings)}
+    notes |= {"spin": result.spin, "multiplicity": result.multiplicity}
     notes["net_force"] = float(np.abs(result.forces.sum(axis=0)).max())
     _write(folder, notes, context)
     return result
 
 
-def _check_grid(result: cp2k_output.Result, folder: Path, ladder: Sequence[Any]) -> None:
+def _check_grid(result: cp2k_output.Result, folder: Path, template: Template, ladder: list[Any]) -> None:
     """Refuse forces of a grid that is too coarse: atoms feel where its points are, and the sum of forces tells.
+
+    Parameters
+    ----------
+    result
+        Of CP2K.
+    folder
+        Of the attempt.
+    template
+        The template.
+    ladder
+        This attempt's rung and those after it.
 
     Raises
     ------
     Unphysical
-        The sum is larger than ``labellers.NET_FORCE`` allows.
+        The sum is larger than ``labellers.NET_FORCE`` allows. Final where no rung of the user's own that is still to
+        come computes something else; the built-in ones leave the grid as it is.
     """
     net = float(np.abs(result.forces.sum(axis=0)).max())
     if net > NET_FORCE * len(result.forces) ** 0.5:
         what = f"CP2K's forces sum to {net:.3g} eV/Å instead of nothing: its grid is too coarse for these potentials"
         error = Unphysical(f"{what}; raise MGRID/CUTOFF, or write 'METHOD GAPW_XC' in QS ({folder}).")
-        settings = [path for rung in ladder if isinstance(rung, Mapping) for path in rung]
-        error.final = not any(str(path).upper().startswith(("MGRID", "QS")) for path in settings)
+        own = [rung for rung in ladder[1:] if isinstance(rung, Mapping)]
+        error.final = not own or template.method(ladder[:1] + own) == template.method(ladder[:1])
         raise error
 
 
@@ -166,7 +206,7 @@ def _write(folder: Path, notes: dict[str, Json], context: Context) -> None:
 
 
 def asked_of(template: Template, rung: Rung, atoms: Atoms) -> cp2k_output.Asked:
-    """Return what the output must say: the frame, charge, multiplicity, and the criteria of convergence."""
+    """Return what the output must say: the frame, charge, multiplicity, spin, and the criteria of convergence."""
     dft = template.with_rung(rung.settings).find(*DFT) or Section("DFT")
     scf = dft.find("SCF") or Section("SCF")
     outer = scf.find("OUTER_SCF")
@@ -181,21 +221,39 @@ def asked_of(template: Template, rung: Rung, atoms: Atoms) -> cp2k_output.Asked:
         int(multiplicity) if multiplicity and int(multiplicity) > 0 else None,
         _real(scf.get("EPS_SCF")),
         None if outer is None else _real(outer.get("EPS_SCF")),
+        _spin(dft),
     )
+
+
+def _spin(dft: Section) -> str:
+    """Return what a DFT section asks for: ``RKS``, ``UKS`` or ``ROKS``."""
+    on = {line.name for line in dft.keywords if line.name in SPIN and line.value.upper() not in FALSE}
+    return "ROKS" if any(name.startswith("R") for name in on) else "UKS" if on else "RKS"
 
 
 def _real(text: str | None) -> float:
     return float((text or "1.0E-5").lower().replace("d", "e"))
 
 
-def _finished(folder: Path, text: str, asked: cp2k_output.Asked) -> cp2k_output.Result | None:
-    """Return the result of the same input that an interrupted worker left behind, if it is whole and right."""
-    if cp2k_output.read_text(folder / INPUT) != text:
-        return None
+def _finished(folder: Path, asked: cp2k_output.Asked) -> cp2k_output.Result | None:
+    """Return the result that an interrupted worker left behind, None where its calculation did not come to its end.
+
+    Raises
+    ------
+    Unconverged, Unphysical
+        It came to its end, and failed: it would again.
+    """
     try:
         return cp2k_output.read_result(cp2k_output.read_text(folder / OUTPUT), asked)
+    except (Unconverged, Unphysical) as error:
+        raise _in_folder(error, folder) from None
     except EngineError:
         return None
+
+
+def _in_folder(error: EngineError, folder: Path) -> EngineError:
+    """Return an error that says where its files are."""
+    return type(error)(f"{str(error).rstrip('.')} ({folder}).")
 
 
 def _fresh(folder: Path) -> None:
@@ -248,93 +306,34 @@ def _run(folder: Path, asked: cp2k_output.Asked, task: Task, context: Context) -
     except EngineError as error:
         fault = error
     text = cp2k_output.read_text(folder / OUTPUT)
+    check_ranks(text, int(task.extra.get("ranks", 1)), folder)
     if fault is None:
         try:
             return cp2k_output.read_result(text, asked)
         except EngineError as error:
-            _check_space(folder)
-            raise type(error)(f"{str(error).rstrip('.')} ({folder}).") from None
+            check_space(folder)
+            raise _in_folder(error, folder) from None
     if time.monotonic() - start >= timeout:
-        raise EngineError(f"CP2K was stopped after {timeout:g} s, {_progress(text, asked)} ({folder}).") from fault
-    raise _cause(folder, text, str(fault), asked) from fault
+        raise EngineError(f"CP2K was stopped after {timeout:g} s, {progress(text, asked)} ({folder}).") from fault
+    reason = cause(folder, text, str(fault), asked)
+    if isinstance(reason, EngineError) and reason.final:  # a rung of the user's own may set what the input lacks
+        reason.final = not any(isinstance(rung, Mapping) for rung in task.extra["ladder"][context.attempt + 1 :])
+    raise reason from fault
 
 
-def _progress(text: str, asked: cp2k_output.Asked) -> str:
-    steps = sum(1 for _ in cp2k_output.steps_of(text))
-    if not steps:
-        return "before its first SCF step"
-    return f"at SCF step {steps}: {cp2k_output.last_change(text, asked)}"
-
-
-def _cause(folder: Path, text: str, fault: str, asked: cp2k_output.Asked) -> Exception:
-    """Return the error of a run that did not end well: the one true reason that its files give."""
-    said = cp2k_output.read_text(folder / "stderr") + cp2k_output.read_text(folder / "stdout")
-    where = f"({folder})"
-    if _NO_SPACE.search(said + text):
-        return DiskFull(f"There is no space left on the disk: CP2K could not write its files {where}.")
-    _check_space(folder)
-    for words in (text, said):
-        box = cp2k_output.abort(words)
-        if box:
-            kind = Unconverged if "NOT converged" in box or "did not converge" in box.lower() else EngineError
-            return kind(f"CP2K stopped: {box} {where}.")
-    if "was not found" in fault or "may not be run" in fault:
-        return MachineFault(fault)
-    mark = _SIGNAL.search(said) or _SIGNAL.search(fault)
-    if mark:
-        number = int(mark[1] or mark[2] or int(mark[3]) - 128)
-        return _signal(number, _progress(text, asked), where)
-    if _LAUNCHER.search(said) and not text.strip():
-        return MachineFault(f"CP2K could not be started: {_launcher_line(said)} {where}.")
-    ended = fault.removesuffix(where).rstrip()
-    return EngineError(f"{ended.rstrip('. ')}; {_progress(text, asked)} {where}.")
-
-
-def _launcher_line(said: str) -> str:
-    mark = _LAUNCHER.search(said)
-    rows = said.splitlines()
-    at = said[: mark.start() if mark else 0].count("\n")
-    return " ".join(" ".join(rows[at : at + 2]).split())[:300].rstrip(".")
-
-
-def _signal(number: int, progress: str, where: str) -> Exception:
-    if number == 15:  # the batch system, or a person: the calculation is not to blame
-        return MachineFault(f"CP2K was told to stop (signal 15) from outside, {progress} {where}.")
-    names = {9: "killed (signal 9), most often for want of memory", 11: "ended by a segmentation fault (signal 11)"}
-    return EngineError(f"CP2K was {names.get(number, f'ended by signal {number}')}, {progress} {where}.")
-
-
-def _check_space(folder: Path) -> None:
-    """Blame the disk where it is full: an output that is cut off says nothing about the frame.
-
-    Raises
-    ------
-    DiskFull
-        It is.
-    """
-    with contextlib.suppress(OSError):
-        if shutil.disk_usage(folder).free < _LEAST_SPACE:
-            raise DiskFull(f"There is no space left on the disk ({os.strerror(errno.ENOSPC)}): {folder}.")
-
-
-def _wavefunction(folder: Path) -> Path | None:
-    """Return the last wavefunction of the attempt before, if that one failed for nothing but convergence."""
+def _wavefunctions(folder: Path) -> list[Path]:
+    """Return the last wavefunctions of the attempt before, by name: whether they are there, or of use, is not asked."""
     match = re.fullmatch(r"attempt-(\d+)", folder.name)
     if not match or match[1] == "0":
-        return None
+        return []
     before = folder.with_name(f"attempt-{int(match[1]) - 1}")
+    return [before / name for name in WAVEFUNCTIONS]
+
+
+def _may_start_from(wavefunction: Path) -> bool:
+    """Tell whether a wavefunction is there, of an attempt that failed for nothing but convergence."""
     try:
-        if json.loads((before / REPORT).read_text(encoding="utf-8")).get("unconverged") is not True:
-            return None
+        notes = json.loads((wavefunction.parent / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return next((before / name for name in WAVEFUNCTIONS if (before / name).is_file()), None)
-
-
-def _clear(folder: Path, keep: Path | None) -> None:
-    """Remove wavefunctions below a task's folder, but those in ``keep``: they are the largest files there are."""
-    for pattern in ("*.wfn*", "*.kp*"):
-        for path in folder.rglob(pattern):
-            if path.parent != keep:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        return False
+    return notes.get("unconverged") is True and wavefunction.is_file()

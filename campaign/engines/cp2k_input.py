@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from campaign.config.cp2k_files import data_lines
 from campaign.config.cp2k_ladder import DFT, Rung
 from campaign.config.cp2k_ladder import choose as choose
 from campaign.config.cp2k_ladder import resolve as resolve
-from campaign.config.cp2k_template import DATA, Template
+from campaign.config.cp2k_template import Template
 from campaign.config.cp2k_template import read_template as read_template
 from campaign.config.cp2k_tree import Line, Section, unquoted
 from campaign.errors import EngineError
@@ -69,8 +70,7 @@ def _set_run(root: Section) -> None:
     run.sections.append(Section("PRINT", keywords=[Line("PHYSCON", "T")]))
     force_eval = root.made("FORCE_EVAL")
     force_eval.put("METHOD", "QS")
-    if (force_eval.get("STRESS_TENSOR") or "").upper() != "NUMERICAL":
-        force_eval.put("STRESS_TENSOR", "ANALYTICAL")
+    force_eval.put("STRESS_TENSOR", "ANALYTICAL")
     force_eval.drop("PRINT")
     force_eval.sections.append(
         Section(
@@ -111,13 +111,12 @@ def _set_frame(root: Section, atoms: Atoms, template: Template) -> None:
 def _set_files(root: Section, template: Template, folder: Path) -> None:
     """Name data files that lie beside the template from where CP2K runs; it finds the others itself."""
     beside = template.path.parent.resolve()
-    for _, section in root.walk():
-        for line in section.keywords:
-            path = template.data.get(unquoted(line.value)) if line.name in DATA else None
-            if path is not None and path.resolve().is_relative_to(beside):
-                line.value = os.path.relpath(path.resolve(), folder.resolve())
-    dft = root.made(*DFT)
-    for name, default in (("BASIS_SET_FILE_NAME", "BASIS_SET"), ("POTENTIAL_FILE_NAME", "POTENTIAL")):
-        path = template.data.get(default)
-        if dft.get(name) is None and path is not None and path.resolve().is_relative_to(beside):
-            dft.put(name, os.path.relpath(path.resolve(), folder.resolve()))
+    for data in list(data_lines(root)):
+        path = template.data.get(unquoted(data.line.value))
+        if path is None or not path.resolve().is_relative_to(beside):
+            continue
+        name = os.path.relpath(path.resolve(), folder.resolve())
+        if data.written:
+            data.line.value = name
+        else:  # a copy of the file that CP2K would take from its own folder
+            root.made(*data.path).put(data.line.name, name)

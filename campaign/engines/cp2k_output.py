@@ -27,10 +27,19 @@ _VERSION = re.compile(r"^ CP2K\| version string:\s+(?:CP2K version )?(.+?)\s*$",
 _ENERGY = re.compile(
     rf"^ ENERGY\| Total FORCE_EVAL \( \w+ \) energy \[(?:a\.u\.|hartree)\]:?\s+{_NUMBER}\s*$", re.MULTILINE
 )
+_VECTOR = re.compile(
+    rf"^ CELL\| Vector ([abc]) \[angstrom\]:\s+{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}\s+\|[abc]\| =\s+{_NUMBER}\s*$",
+    re.MULTILINE,
+)
+_ANGLE = re.compile(rf"^ CELL\| Angle \([abc],[abc]\), (alpha|beta|gamma)\s+\[degree\]:\s+{_NUMBER}\s*$", re.MULTILINE)
 _VOLUME = re.compile(rf"^ CELL\| Volume \[angstrom\^3\]:\s+{_NUMBER}\s*$", re.MULTILINE)
 _CHARGE = re.compile(r"^ DFT\| Charge\s+(-?\d+)\s*$", re.MULTILINE)
+_SPIN = re.compile(r"^ DFT\| .*\b(RKS|UKS|ROKS)\s*$", re.MULTILINE)
+_ELECTRONS = re.compile(r"^ Number of electrons:\s+(\d+)\s*$", re.MULTILINE)
 _MULTIPLICITY = re.compile(r"^ DFT\| Multiplicity\s+(-?\d+)\s*$", re.MULTILINE)
-_ATOM = re.compile(r"^\s+(\d+)\s+\d+\s+(?:[A-Z][a-z]?)\s+(\d+)\s+" + r"\s+".join([_NUMBER] * 3) + r"\s+\S+\s+\S+\s*$")
+_ATOM = re.compile(
+    r"^\s+(\d+)\s+\d+\s+(?:[A-Z][a-z]?)\s+(\d+)\s+" + r"\s+".join([_NUMBER] * 3) + rf"\s+{_NUMBER}\s+\S+\s*$"
+)
 #: 2023: number, kind, element and three numbers; from 2024 on FORCES|, number and four.
 _FORCE = re.compile(r"^\s*(?:(\d+)\s+\d+\s+\S+|FORCES\|\s+(\d+))\s+" + r"\s+".join([_NUMBER] * 3) + r"(?:\s+\S+)?\s*$")
 _FORCES = re.compile(r"^\s*(?:ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\])\s*$", re.MULTILINE)
@@ -43,6 +52,8 @@ _INNER = re.compile(r"^  \*\*\* SCF run converged in\s+(\d+) steps \*\*\*", re.M
 _OUTER = re.compile(r"^  outer SCF loop converged in\s+(\d+) iterations or\s+(\d+) steps", re.MULTILINE)
 _GRADIENT = re.compile(rf"^  outer SCF iter =\s+\d+ RMS gradient =\s+{_NUMBER}", re.MULTILINE)
 _FAILED = re.compile(r"SCF run NOT converged|outer SCF loop FAILED to converge", re.IGNORECASE)
+#: Said at every step where the highest orbital is not empty: electrons would go into others that are not there.
+_FULL = re.compile(r"(?:smearing|window for smearing) includes[\s*]+the last[\s*]+MO")
 _WARNING = re.compile(r"^ \*\*\* WARNING in \S+ :: (.*\*\*\*(?:\n \*\*\* (?!WARNING).*\*\*\*)*)[ \t]*$", re.MULTILINE)
 _LOOP = re.compile(r"^ SCF WAVEFUNCTION OPTIMIZATION", re.MULTILINE)
 #: What CP2K draws beside the text of an abort.
@@ -65,6 +76,8 @@ class Asked:
         Of the whole cell; None where CP2K chooses.
     inner, outer
         Criteria of convergence of SCF and of its outer loop; None where there is no outer loop.
+    spin
+        ``RKS``, ``UKS`` or ``ROKS``; None where it is not known.
     """
 
     numbers: Array
@@ -74,6 +87,7 @@ class Asked:
     multiplicity: int | None = None
     inner: float = 1e-5
     outer: float | None = None
+    spin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,8 @@ class Result:
         CP2K's own, each once.
     version
         CP2K's version.
+    spin, multiplicity
+        How electrons were treated: ``RKS``, ``UKS`` or ``ROKS``; the multiplicity of the whole cell.
     """
 
     energy: float
@@ -102,6 +118,8 @@ class Result:
     steps: int
     warnings: tuple[str, ...]
     version: str
+    spin: str
+    multiplicity: int
 
 
 def read_result(text: str, asked: Asked) -> Result:
@@ -118,8 +136,11 @@ def read_result(text: str, asked: Asked) -> Result:
     """
     check_whole(text)
     steps = check_converged(text, asked)
+    _check_orbitals(text)
     units = _units(text)
     _check_frame(text, asked)
+    _check_cell(text, asked.cell)
+    spin, multiplicity = _check_electrons(text, asked)
     energy = _single(_ENERGY, text, "the energy")
     forces = _forces(text, len(asked.numbers))
     stress = _stress(text, units)
@@ -137,6 +158,8 @@ def read_result(text: str, asked: Asked) -> Result:
         steps,
         warnings_of(text),
         version[1],
+        spin,
+        multiplicity,
     )
 
 
@@ -182,6 +205,8 @@ def check_converged(text: str, asked: Asked) -> int:
         if not gradients[-1] <= asked.outer * 1.005:  # printed with two digits
             what = f"the last gradient is {gradients[-1]:g} and the criterion {asked.outer:g}"
             raise Unconverged(f"SCF says that it converged, but {what}.")
+        if not _INNER.search(text, _last_run(text)):
+            raise Unconverged(f"The outer loop converged, but not SCF in its last run: {last_change(text, asked)}.")
         return int(outer[-1][1])
     inner = _INNER.findall(text)
     if not inner:
@@ -190,6 +215,27 @@ def check_converged(text: str, asked: Asked) -> int:
     if not last <= asked.inner + 1e-8:  # printed with eight decimals
         raise Unconverged(f"SCF says that it converged, but {last_change(text, asked)}.")
     return int(inner[-1])
+
+
+def _last_run(text: str) -> int:
+    """Return where the last run of the inner loop begins: after the outer loop's last step but one."""
+    ends = [mark.end() for mark in _GRADIENT.finditer(text)]
+    return ends[-2] if len(ends) > 1 else 0
+
+
+def _check_orbitals(text: str) -> None:
+    """Check that smeared electrons had room: CP2K goes on without the orbitals that they would need.
+
+    Raises
+    ------
+    Unphysical
+        The last step had too few. With k-points CP2K does not say so.
+    """
+    marks = list(_FULL.finditer(text))
+    if marks and sum(1 for row in text[marks[-1].end() :].splitlines() if _STEP.match(row)) < 2:
+        raise Unphysical(
+            "CP2K had too few orbitals for the smeared electrons: its highest is not empty; raise ADDED_MOS."
+        )
 
 
 def steps_of(text: str) -> Iterator[tuple[int, float | None]]:
@@ -283,16 +329,56 @@ def _check_frame(text: str, asked: Asked) -> None:
     moved = np.abs(np.array([[_float(x) for x in atom.groups()[2:5]] for atom in atoms]) - asked.positions).max()
     if not moved < 2e-6 + 1e-6 * np.abs(asked.positions).max():
         raise Unphysical(f"CP2K computed other positions: an atom is {moved:.3g} Å away from the frame's.")
-    volume, right = _single(_VOLUME, text, "the volume"), abs(float(np.linalg.det(asked.cell)))
+
+
+def _check_cell(text: str, cell: Array) -> None:
+    """Check that the cell is the frame's: vectors as far as they are printed, lengths, angles and volume."""
+    vectors, angles = _VECTOR.findall(text), _ANGLE.findall(text)
+    if [v[0] for v in vectors] != ["a", "b", "c"] or [a[0] for a in angles] != ["alpha", "beta", "gamma"]:
+        raise EngineError("CP2K's output does not hold the cell once, with its vectors and angles.")
+    lengths = np.linalg.norm(cell, axis=1)
+    for k, (name, *words) in enumerate(vectors):
+        places = max(len(word.partition(".")[2]) for word in words[:3])
+        off = np.abs(np.array([_float(w) for w in words[:3]]) - cell[k]).max()
+        longer = abs(_float(words[3]) - lengths[k])
+        if not (off < 0.51 * 10.0**-places + 1e-9 and longer < 1e-6 + 1e-7 * lengths[k]):
+            raise Unphysical(f"CP2K computed another cell: its vector {name} is {' '.join(words[:3])} Å.")
+    for (name, word), (i, j) in zip(angles, ((1, 2), (0, 2), (0, 1)), strict=True):
+        right = math.degrees(math.acos(np.clip(cell[i] @ cell[j] / (lengths[i] * lengths[j]), -1, 1)))
+        if not abs(_float(word) - right) < 1e-5:
+            raise Unphysical(
+                f"CP2K computed another cell: its angle {name} is {word} degrees; the frame's is {right:g}."
+            )
+    volume, right = _single(_VOLUME, text, "the volume"), abs(float(np.linalg.det(cell)))
     if not abs(volume - right) < 1e-5 * right + 1e-5:
         raise Unphysical(f"CP2K computed a cell of {volume:g} Å^3; the frame's has {right:g}.")
-    for name, pattern, wanted in (
-        ("charge", _CHARGE, asked.charge),
-        ("multiplicity", _MULTIPLICITY, asked.multiplicity),
+
+
+def _check_electrons(text: str, asked: Asked) -> tuple[str, int]:
+    """Check charge, multiplicity and the treatment of spin, and return the last two.
+
+    Of xTB CP2K prints none of them: there they follow from the electrons that it counts.
+    """
+    spins = _SPIN.findall(text)
+    charges = [int(c) for c in _CHARGE.findall(text)]
+    multiplicities = [int(m) for m in _MULTIPLICITY.findall(text)]
+    if not (spins or charges or multiplicities):
+        electrons = [int(n) for n in _ELECTRONS.findall(text)]
+        if len(electrons) not in (1, 2):
+            raise EngineError(f"CP2K's output counts the electrons {len(electrons)} times.")
+        valence = sum(_float(atom[6]) for atom in _table(text, "ATOMIC COORDINATES IN ANGSTROM", _ATOM))
+        spins, charges = ["UKS" if len(electrons) == 2 else "RKS"], [round(valence - sum(electrons))]
+        multiplicities = [abs(electrons[0] - electrons[-1]) + 1]
+    if not len(spins) == len(charges) == len(multiplicities) == 1:
+        raise EngineError("CP2K's output does not say once each what charge, multiplicity and spin it computes.")
+    for name, found, wanted in (
+        ("charge ", charges[0], asked.charge),
+        ("multiplicity ", multiplicities[0], asked.multiplicity),
+        ("", spins[0], asked.spin),
     ):
-        found = pattern.findall(text)
-        if wanted is not None and [int(x) for x in found] != [wanted]:
-            raise Unphysical(f"CP2K computed {name} {' '.join(found) or 'unknown'}; the template asks for {wanted}.")
+        if wanted is not None and found != wanted:
+            raise Unphysical(f"CP2K computed {name}{found}; the template asks for {wanted}.")
+    return spins[0], multiplicities[0]
 
 
 def _table(text: str, title: str, row: re.Pattern[str]) -> list[re.Match[str]]:

@@ -153,9 +153,9 @@ class Descriptor:
         out = np.zeros((len(atoms), of_kind.shape[1], atoms.shape[2]), dtype=atoms.dtype)
         nothing = np.inf if end is np.min else -np.inf
         for k in range(of_kind.shape[1]):
-            here = of_kind[:, k] > 0
+            here: Array = of_kind[:, k] > 0
             found = end(atoms, axis=1, initial=nothing, where=here[:, :, None])
-            out[:, k] = np.where(here.any(axis=1)[:, None], found, 0.0)
+            out[:, k] = np.where(np.any(here, axis=1, keepdims=True), found, 0.0)
         return out
 
 

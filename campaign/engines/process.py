@@ -72,7 +72,7 @@ def run(
             _ask_to_end(process)
             raise EngineError(f"{command[0]} was stopped after {timeout:g} s; its files are in {folder}.") from None
         finally:
-            _end_tree(process, "" if code == 0 else mark)
+            _end_tree(process, mark)
     if code != 0:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise EngineError(f"{command[0]} ended with {how}: {_last_line(err) or _last_line(out)} ({folder})")
@@ -97,14 +97,14 @@ def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end_tree(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Kill what is left of the program's process group, also where the program itself has ended.
+    """Kill what is left of the program's process group, also where the program itself has ended, well or not.
 
-    Where it did not end well, also those that left the group (MPI ranks, daemons): by the ``mark`` they inherited.
+    And those that left the group (MPI ranks, daemons): by the ``mark`` they inherited.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for _ in range(3 if mark else 0):  # one that was being started is found by the next look
+    for _ in range(3):  # one that was being started is found by the next look
         found = list(_marked(mark))
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):

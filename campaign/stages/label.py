@@ -2,11 +2,18 @@
 
 A calculation that fails is tried again one rung further up a ladder of settings. The number of the attempt, which the
 ledger keeps over kills and resumes, is the number of the rung; a fault of the machine repeats the rung.
+
+A label's id is that of the frame and of what the first rung computes: what the label is meant to be. Later rungs may be
+edited and added without anything finished being redone. So the same id means the same result where a label is of the
+first rung's physics. One that a rung of other physics rescued is the exception, and is recorded as such: its record
+has the hash of what it is (``method``) and ``other_physics``, and ``RUN/labels.json`` names its frame. A cache knows a
+label by what its own rung computes, and never gives one of other physics.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -53,8 +60,8 @@ class Label:
             self._params["potential"] = digests[path]
             self._extra["potential"] = path
         elif spec["engine"] == "cp2k":
-            # what may change a result; how it is got to may be edited without anything finished being redone
-            self._params["method"] = list(dict.fromkeys(methods))
+            # what the label is to be; how it is got to may be edited without anything finished being redone
+            self._params["method"] = methods[0]
             self._extra |= {k: spec[k] for k in ("template", "ladder", "ranks", "threads", "timeout")}
             self._extra["methods"] = list(methods)
         elif spec["engine"] == "ase":
@@ -65,6 +72,9 @@ class Label:
         elif spec["engine"] == "fake":
             self._fail = set(spec["fail"])
             self._extra["delay"] = spec["delay"]
+        self._versions: set[str] = set()  # of the program that labels
+        self._rescued: Counter[str] = Counter()  # rung -> labels of it that are of other physics
+        self._notes: Counter[str] = Counter()  # what is wrong with the cache -> labels that say so
         self._frame_of: dict[str, str] = {}
         self._frames: set[str] = set()
         self._read: dict[str, int] = {}  # frames taken from each set so far
@@ -93,6 +103,35 @@ class Label:
     def commit(self, record: Record, board: Board) -> None:
         """Note the frame's label, or that it has none."""
         board.labels[self._frame_of[record["task"]]] = record["task"] if record["state"] == "done" else None
+        if record["state"] == "done":
+            program, result = self._params["engine"], record["result"]
+            self._versions |= {str(v) for name, v in record["versions"].items() if name == program}
+            self._rescued.update([str(result.get("rung_name"))] if result.get("other_physics") else [])
+            self._notes.update([said] if (said := result.get("cache", "")) not in ("", "found", "kept") else [])
+
+    @property
+    def notes(self) -> list[str]:
+        """What people are to know of the labels, in sentences; mostly nothing."""
+        found = []
+        if self._rescued:
+            n, rungs = self._rescued.total(), ", ".join(sorted(self._rescued))
+            are, whose = ("is", "its frame") if n == 1 else ("are", "their frames")
+            known = f"{n} of {len(self._frame_of)} labels {are}"
+            found.append(f"{known} of other physics than the template's (rung {rungs}); RUN/labels.json names {whose}.")
+        if len(self._versions) > 1:
+            which = f"{self._params['engine']} ({', '.join(sorted(self._versions))})"
+            found.append(f"Labels come from different versions of {which}; RUN/labels.json counts them.")
+        if self._notes:
+            more = f" ({self._notes.total()} labels, this being the first)" if self._notes.total() > 1 else ""
+            found.append(f"The cache of labels: {next(iter(self._notes))}{more}")
+        return found
+
+    def give_up(self, record: Record, run: Path) -> None:
+        """Note with the task's files that its frame is quarantined; the ledger says so by now."""
+        if self._params["engine"] == "cp2k" and not record["transient"]:  # of the machine's faults nothing is learnt
+            from campaign.engines import cp2k
+
+            cp2k.give_up(run / "tasks" / record["task"])
 
     def packable(self, board: Board) -> list[list[str]]:
         """Return the finished labels."""
@@ -115,7 +154,7 @@ def describe(task: Task, context: Context) -> dict[str, Json]:
     found: dict[str, Json] = {}
     if "ladder" in task.extra:  # of CP2K
         number = min(context.attempt, len(task.extra["ladder"]) - 1)
-        found = {"rung": number, "settings": task.extra["ladder"][number]}
+        found = {"rung": number, "settings": task.extra["ladder"][number], **_physics(task, context)}
     elif "ladder" in task.params:  # arguments of an ASE calculator
         number = min(context.attempt, len(task.params["ladder"]))
         found = {"rung": number, "settings": task.params["ladder"][number - 1] if number else {}}
@@ -123,6 +162,26 @@ def describe(task: Task, context: Context) -> dict[str, Json]:
     if "rung" in said:
         said["rung_name"] = said.pop("rung")
     return found | said
+
+
+def _physics(task: Task, context: Context) -> dict[str, Json]:
+    """Return the hash of what this attempt computes, and whether it is something else than the label was meant to be.
+
+    Nothing where all attempts of an engine compute the same.
+    """
+    methods = task.extra.get("methods")
+    if not methods:
+        return {}
+    method = methods[min(context.attempt, len(methods) - 1)]
+    return {"method": method} if method == task.params["method"] else {"method": method, "other_physics": True}
+
+
+def tidy(task: Task, context: Context) -> None:
+    """Remove what was kept for another try: the label is stored."""
+    if task.params["engine"] == "cp2k":
+        from campaign.engines import cp2k
+
+        cp2k.tidy(context.run / "tasks" / task.id)
 
 
 def work(task: Task, context: Context) -> Outcome:
@@ -150,8 +209,8 @@ def work(task: Task, context: Context) -> Outcome:
         versions[task.params["engine"]] = str(about["version"])
     summary = _summary(labelled, task) | about
     if cache is not None:
-        kept = {**about, "versions": versions}
-        notes = [*cache.damaged, *(cache.put(key, labelled, kept) for key in _keys(frame, task, context))]
+        kept = {k: v for k, v in about.items() if k != "other_physics"} | {"versions": versions}
+        notes = [*cache.damaged, cache.put(_key(frame, task, context), labelled, kept)]
         summary["cache"] = " ".join(dict.fromkeys(note for note in notes if note)) or "kept"
     return Outcome(summary, dict(labelled.arrays()), versions=versions)
 
@@ -165,29 +224,25 @@ def _look(cache: LabelCache, frame: Frames, task: Task, context: Context) -> Out
     from campaign.engines.labellers import check_labels
     from campaign.errors import Unphysical
 
-    for key in _keys(frame, task, context):
-        found = cache.get(key, frame.n_atoms)
-        if found is None:
-            continue
-        try:
-            labelled = check_labels(frame, found.energy, found.forces, found.stress)
-        except Unphysical as error:
-            cache.damaged.append(f"The cached label {cache.path(key)} cannot be right ({error}); it is computed again.")
-            continue
-        about = {k: v for k, v in found.about.items() if k != "versions"}
-        summary = _summary(labelled, task) | about | {"cache": "found"}
-        return Outcome(summary, dict(labelled.arrays()), versions=found.about.get("versions", {}))
-    return None
+    key = _key(frame, task, context)
+    found = cache.get(key, frame.n_atoms)
+    if found is None:
+        return None
+    try:
+        labelled = check_labels(frame, found.energy, found.forces, found.stress)
+    except Unphysical as error:
+        cache.damaged.append(f"The cached label {cache.path(key)} cannot be right ({error}); it is computed again.")
+        return None
+    about = {k: v for k, v in found.about.items() if k != "versions"} | _physics(task, context)
+    summary = _summary(labelled, task) | about | {"cache": "found"}
+    return Outcome(summary, dict(labelled.arrays()), versions=found.about["versions"])
 
 
-def _keys(frame: Frames, task: Task, context: Context) -> list[str]:
-    """Return the names of a label in the cache: as the outcome of the whole ladder, and as that of this rung alone."""
+def _key(frame: Frames, task: Task, context: Context) -> str:
+    """Return the name of a label in the cache: by what this attempt computes, whatever ladder it is a rung of."""
     from campaign.store.label_cache import label_key
 
     params = {k: v for k, v in task.params.items() if k != "frame"}
-    methods = [json.dumps([VERSION, params], sort_keys=True)]
     if "methods" in task.extra:
-        rungs = task.extra["methods"]
-        alone = {**params, "method": [rungs[min(context.attempt, len(rungs) - 1)]]}
-        methods.append(json.dumps([VERSION, alone], sort_keys=True))
-    return list(dict.fromkeys(label_key(frame, method) for method in methods))
+        params["method"] = _physics(task, context)["method"]
+    return label_key(frame, json.dumps([VERSION, params], sort_keys=True))

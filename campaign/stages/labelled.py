@@ -44,10 +44,11 @@ def summary(board: Board, store: Store, failures: Sequence[Record]) -> dict[str,
     -------
     dict
         ``labelled``, ``quarantined``, ``from_cache`` (counts); ``engine``; ``rungs`` (rung -> frames it labelled);
-        ``rung_names`` (the same by name); ``versions``; ``seconds`` of the attempts that succeeded; ``warnings``
-        (labels with any); of the training set ``reference_energies`` (element -> eV an atom), and what is left of its
-        energies without them (``interaction``: mean and standard deviation, eV an atom); and ``failures`` (frame,
-        cause, folder).
+        ``rung_names`` (the same by name); ``methods`` (hash of what was computed -> labels) and ``other_physics``
+        (frames whose label is of another method than meant, by a later rung); ``versions`` (program -> version ->
+        labels); ``seconds`` of the attempts that succeeded; ``warnings`` (labels with any); of the training set
+        ``reference_energies`` (element -> eV an atom), and what is left of its energies without them
+        (``interaction``: mean and standard deviation, eV an atom); and ``failures`` (frame, cause, folder).
     """
     tasks = [task for task in board.labels.values() if task]
     records = [store.locate("label", task).record for task in tasks]
@@ -55,10 +56,11 @@ def summary(board: Board, store: Store, failures: Sequence[Record]) -> dict[str,
     blocks = collect(board, store)
     rungs = Counter(str(r["rung"]) for r in results if "rung" in r)
     names = Counter(str(r["rung_name"]) for r in results if r.get("rung_name"))
-    versions: dict[str, set[str]] = {}
+    methods = Counter(str(r["method"]) for r in results if r.get("method"))
+    versions: dict[str, Counter[str]] = {}
     for record in records:
         for name, text in record["versions"].items():
-            versions.setdefault(name, set()).add(str(text))
+            versions.setdefault(name, Counter())[str(text)] += 1
     found: dict[str, Json] = {
         "labelled": len(tasks),
         "quarantined": sum(1 for task in board.labels.values() if task is None),
@@ -66,7 +68,9 @@ def summary(board: Board, store: Store, failures: Sequence[Record]) -> dict[str,
         "engine": records[0]["name"].partition("/")[0] if records else None,
         "rungs": dict(sorted(rungs.items())),
         "rung_names": dict(names),
-        "versions": {name: sorted(texts) for name, texts in sorted(versions.items())},
+        "methods": dict(sorted(methods.items())),
+        "other_physics": sorted(str(r["frame"]) for r in results if r.get("other_physics")),
+        "versions": {name: dict(sorted(counts.items())) for name, counts in sorted(versions.items())},
         "seconds": sum(record["seconds"] for record in records),
         "warnings": sum(1 for r in results if r.get("warnings")),
         "units": "eV; a frame's offset is the sum of its atoms' reference energies; energies include it",

@@ -1,4 +1,4 @@
-"""A folder of labels that campaigns share: the same single point is never paid twice.
+"""A folder of labels that campaigns share: once a single point is there, nobody pays for it again.
 
 One small file a label, named by the hash of the geometry and the method. It is written aside and renamed, so two
 campaigns may fill one folder at once; a file that is damaged counts as absent, is set aside and said once.
@@ -57,7 +57,8 @@ class Cached:
     energy, forces, stress
         Shapes (1,) eV, (1, a, 3) eV/Å and (1, 3, 3) eV/Å^3.
     about
-        What was said of the calculation: the record's summary, and ``versions``.
+        What was said of the calculation: the record's summary, and ``versions`` (program -> version), which are those
+        of the program that computed it, not of one that would now.
     """
 
     energy: Array
@@ -142,5 +143,9 @@ def _unpack(content: bytes, key: str, atoms: int) -> Cached:
     values = np.frombuffer(payload, "<f8").astype("float64")
     if found["key"] != key or found["atoms"] != atoms or len(values) != 1 + 3 * atoms + 9:
         raise ValueError("it holds another frame")
+    about = found["about"]
+    versions = about.setdefault("versions", {}) if isinstance(about, dict) else None
+    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
+        raise ValueError("what it says of the program that computed it is no list of versions")
     forces, stress = values[1:-9].reshape(1, atoms, 3), values[-9:].reshape(1, 3, 3)
-    return Cached(values[:1], forces, stress, dict(found["about"]))
+    return Cached(values[:1], forces, stress, dict(about))

@@ -3,13 +3,20 @@
 # ruff: noqa: E501
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import pytest
 
+from campaign.config import cp2k_electrons, cp2k_schema
 from campaign.config.cp2k_checks import check_template
 from campaign.config.cp2k_data import entries, locate
+from campaign.config.cp2k_files import is_data, refused
+from campaign.config.cp2k_template import ALLOWED
+from campaign.config.cp2k_tree import read
 from campaign.config.data_files import Fault
 from campaign.config.physics import View
 from campaign.config.yaml_lines import read_document
@@ -97,6 +104,212 @@ def test_each_mistake_is_told_with_both_lines(folder: Path, old: str, new: str, 
     found = problems(folder, (old, new))
     assert all(p.startswith("campaign.yaml:6: label.template: ") for p in found), found
     assert any(says in p and f"(line {line} of job.inp)" in p for p in found), found
+
+
+NON_LOCAL = "      &VDW_POTENTIAL\n        {kind} NON_LOCAL\n{inner}      &END\n      &XC_FUNCTIONAL PBE\n"
+PAIR = "        &PAIR_POTENTIAL\n          TYPE {kind}\n          REFERENCE_FUNCTIONAL PBE\n        &END\n"
+#: How CP2K's kernel files begin.
+KERNELS = {
+    "rVV10_kernel_table.dat": "   20 1024\n   1.0E+02\n   1.00000000000000E-04   3.00000000000000E-04   5.89385084561889E-04\n",
+    "vdW_kernel_table.dat": "   20 1024\n   1.0E+02\n   1.00000000000000E-05   4.49420825586261E-02   9.75593700991365E-02\n",
+    "own.dat": "   30 1024\n   1.0E+02\n   5.0E-05   4.0E-02\n",
+}
+
+
+def non_local(inner: str, kind: str = "POTENTIAL_TYPE") -> tuple[str, str]:
+    rows = f"        &NON_LOCAL\n{inner}        &END\n" if inner else ""
+    return "      &XC_FUNCTIONAL PBE\n", NON_LOCAL.format(kind=kind, inner=rows)
+
+
+@pytest.mark.parametrize("kind", ["POTENTIAL_TYPE", "DISPERSION_FUNCTIONAL"])
+@pytest.mark.parametrize(
+    ("inner", "file"),
+    [
+        ("", "vdW_kernel_table.dat"),
+        ("          TYPE RVV10\n", "rVV10_kernel_table.dat"),
+        ("          TYPE LMKLL\n", "vdW_kernel_table.dat"),
+    ],
+)
+def test_a_non_local_functional_names_its_kernel(folder: Path, kind: str, inner: str, file: str) -> None:
+    """CP2K's default is the kernel of vdW-DF, also for rVV10: it ends well, and the energy is wrong."""
+    (found,) = problems(folder, non_local(inner, kind))
+    assert "NON_LOCAL does not name its kernel" in found
+    assert f"add 'KERNEL_FILE_NAME {file}' to &NON_LOCAL" in found
+
+
+@pytest.mark.parametrize(
+    ("functional", "file", "right"),
+    [
+        ("RVV10", "rVV10_kernel_table.dat", True),
+        ("RVV10", "vdW_kernel_table.dat", False),
+        ("DRSLL", "rVV10_kernel_table.dat", False),
+        ("LMKLL", "vdW_kernel_table.dat", True),
+        ("RVV10", "own.dat", True),
+    ],
+)
+def test_a_kernel_is_of_its_functional(folder: Path, functional: str, file: str, right: bool) -> None:
+    for name, text in KERNELS.items():
+        (folder / "cp2k" / name).write_text(text)
+    (folder / "cp2k" / "renamed").write_text(KERNELS[file])
+    for name in (file, "renamed"):
+        rows = f"          TYPE {functional}\n          KERNEL_FILE_NAME {name}\n"
+        found = problems(folder, non_local(rows))
+        assert len(found) == (not right)
+        assert right or f"this kernel is not of a functional of type {functional} (line 29 of job.inp)" in found[0]
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [("DFTD3", True), ("DFTD3(BJ)", True), ("DFTD2", False)])
+def test_dispersion_of_grimme_names_its_parameters(folder: Path, kind: str, wrong: bool) -> None:
+    old, new = non_local("")
+    new = new.replace("NON_LOCAL\n", "PAIR_POTENTIAL\n" + PAIR.format(kind=kind))
+    found = problems(folder, (old, new))
+    assert len(found) == wrong
+    assert not wrong or "PAIR_POTENTIAL of type D3 does not name its parameters (line 27 of job.inp)" in found[0]
+    assert not wrong or "add 'PARAMETER_FILE_NAME dftd3.dat' to &PAIR_POTENTIAL" in found[0]
+
+
+HF = "      &HF\n        &INTERACTION_POTENTIAL\n          POTENTIAL_TYPE {kind}\n{more}        &END\n      &END\n"
+
+
+@pytest.mark.parametrize("kind", ["TRUNCATED", "MIX_CL_TRUNC", "COULOMB"])
+def test_a_truncated_potential_names_its_table(folder: Path, kind: str) -> None:
+    functional = "      &XC_FUNCTIONAL PBE\n"
+    found = problems(folder, (functional, HF.format(kind=kind, more="") + functional))
+    assert len(found) == (kind != "COULOMB")
+    assert kind == "COULOMB" or "add 'T_C_G_DATA t_c_g.dat' to it" in found[0]
+    for name in ("../t_c_g.dat", "/etc/passwd"):
+        found = problems(folder, (functional, HF.format(kind=kind, more=f"          T_C_G_DATA {name}\n") + functional))
+        assert len(found) == 1
+        assert "T_C_G_DATA: a data file lies beside the template or in CP2K's data folder" in found[0]
+    (folder / "cp2k" / "gamma").write_text("")
+    assert problems(folder, (functional, HF.format(kind=kind, more="          T_C_G_DATA gamma\n") + functional)) == []
+
+
+def schema_lines() -> Iterator[tuple[tuple[str, ...], Element, list[str]]]:
+    """Yield (section, keyword, its names) of everything below GLOBAL and FORCE_EVAL that a template may have."""
+
+    def walk(path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        spec = cp2k_schema.section(path)
+        assert spec is not None
+        yield path
+        for name in spec.sections & set(ALLOWED.get(path, spec.sections)):
+            if (*path, name) != ("FORCE_EVAL", "PRINT"):  # not kept
+                yield from walk((*path, name))
+
+    for path in walk(()):
+        spec = cp2k_schema.section(path)
+        assert spec is not None
+        for node in {id(n): n for n in (*spec.keywords.values(), spec.default) if n is not None}.values():
+            yield path, node, [n.text or "" for n in node.iterfind("NAME")]
+
+
+NO_FILE = {"PROJECT_NAME", "PROJECT"}  # campaign's own
+
+
+@pytest.mark.slow
+def test_no_keyword_of_cp2k_that_names_a_file_is_let_through() -> None:
+    said = re.compile(
+        r"\b(?:file ?names?|path|director(?:y|ies)|folder|location|loaction|host name|body of)\b", re.IGNORECASE
+    )
+    missed, looked = [], 0
+    for path, node, names in schema_lines():
+        text = " ".join((node.findtext("DESCRIPTION") or "").split())
+        kind = node.find("DATA_TYPE")
+        if kind is None or kind.get("kind") not in ("string", "word") or not said.search(text):
+            continue
+        looked += 1
+        data = names == ["DEFAULT_KEYWORD"]
+        for name in ["x"] if data else names:
+            if not (refused(path, None if data else node, name) or is_data(path, name)) and name not in NO_FILE:
+                missed.append(("/".join(path), name, text))
+    assert looked > 100
+    assert missed == []
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "      &HF\n        &MEMORY\n          STORAGE_LOCATION /etc\n        &END\n      &END\n",
+        "      &VDW_POTENTIAL\n        &PAIR_POTENTIAL\n          PARAMETER_FILE_NAME /etc/passwd\n        &END\n      &END\n",
+    ],
+)
+def test_paths_do_not_escape_from_sections_of_the_functional(folder: Path, rows: str) -> None:
+    functional = "      &XC_FUNCTIONAL PBE\n"
+    assert len(problems(folder, (functional, rows + functional))) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("    &ACTIVE_SPACE\n      QCSCHEMA ../x\n    &END\n", "QCSCHEMA reads or writes a file"),
+        ("    &ACTIVE_SPACE\n      &SOCKET\n        HOST /tmp/s\n      &END\n    &END\n", "HOST reads or writes a file"),
+        ("    &PRINT\n      &WANNIER90\n        SEED_NAME ../x\n      &END\n    &END\n", "SEED_NAME reads or writes"),
+        ("    &QS\n      &DFTB\n        &PARAMETER\n          UFF_FORCE_FIELD /x\n        &END\n      &END\n    &END\n", "UFF_FORCE_FIELD reads"),
+        ("    &QS\n      &DFTB\n        &PARAMETER\n          PARAM_FILE_NAME x\n        &END\n      &END\n    &END\n", "PARAM_FILE_NAME reads"),
+        ("    &QS\n      &XTB\n        &PARAMETER\n          PARAM_FILE_PATH /x\n        &END\n      &END\n    &END\n", "PARAM_FILE_PATH reads"),
+        ("    &QS\n      &XTB\n        &PARAMETER\n          PARAM_FILE_NAME ../x\n        &END\n      &END\n    &END\n", "PARAM_FILE_NAME: a data file lies beside"),
+    ],
+)  # fmt: skip
+def test_paths_do_not_escape(folder: Path, rows: str, says: str) -> None:
+    (found,) = problems(folder, ("    &SCF\n", rows + "    &SCF\n"))
+    assert says in found
+
+
+@pytest.mark.parametrize("kind", ["NUMERICAL", "DIAGONAL_NUMERICAL", "DIAGONAL_ANALYTICAL"])
+def test_a_stress_tensor_that_gives_no_label(folder: Path, kind: str) -> None:
+    (found,) = problems(folder, ("  METHOD QS\n", f"  METHOD QS\n  STRESS_TENSOR {kind}\n"))
+    assert f"got 'FORCE_EVAL/STRESS_TENSOR {kind}'; write 'STRESS_TENSOR ANALYTICAL', or remove this line" in found
+
+
+def test_where_the_preprocessor_stops_no_section_is_called_open(folder: Path) -> None:
+    (found,) = problems(folder, ("CUTOFF $CUT", "CUTOFF ${CUTT}"))
+    assert "undefined variable 'CUTT'" in found
+
+
+def test_basis_sets_whose_names_begin_with_a_digit(folder: Path) -> None:
+    path = folder / "cp2k" / "BASIS"
+    path.write_text(path.read_text() + "\nAR 3-21Gx 3-21G*\n  1\n  1 0 0 1 1\n   2.5  1.0\nAr 6-31G\n  1\n")
+    assert problems(folder, ("BASIS_SET ORB DZVP-GTH", "BASIS_SET ORB 3-21G*")) == []
+    assert entries(path, "Ar")["3-21GX"] == "1\n1 0 0 1 1\n2.5 1.0"
+    assert entries(path, "Ar")["6-31G"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("POTENTIAL GTH-PBE-q8", "POTENTIAL ECP ECP18", "effective core potentials (ECP) are not supported"),
+        (
+            "POTENTIAL GTH-PBE-q8",
+            "POTENTIAL_TYPE ECP\n      POTENTIAL GTH-PBE-q8",
+            "effective core potentials (ECP) are",
+        ),
+        (
+            "POTENTIAL GTH-PBE-q8",
+            "POTENTIAL_FILE_NAME ECPS\n      POTENTIAL ECP18",
+            "effective core potentials (ECP) are",
+        ),
+        ("POTENTIAL GTH-PBE-q8", "POTENTIAL UPF ../../secret.upf", "potentials of type UPF are not supported"),
+    ],
+)
+def test_potentials_that_are_not_supported_are_called_so(folder: Path, old: str, new: str, says: str) -> None:
+    (folder / "cp2k" / "ECPS").write_text("ECP18\nAr nelec 10\nAr ul\n2   1.0    0.0\nAr S\n2  2.1  3.0\n")
+    assert any(says in found for found in problems(folder, (old, new)))
+    assert problems(folder, (old, "POTENTIAL GTH GTH-PBE-q8")) == []
+
+
+@pytest.mark.parametrize(
+    ("rung", "says"),
+    [
+        ("{BASIS_SET_FILE_NAME: OTHER}", "a rung names a data file, and a run has those of its template only, got 'BASIS_SET_FILE_NAME OTHER'"),
+        ("{BASIS_SET_FILE_NAME: null}", "a rung needs a data file that the template does not name, and a run has those of its template only, got 'BASIS_SET_FILE_NAME BASIS_SET'"),
+        ("{QS: {METHOD: XTB}}", "got 'PARAM_FILE_NAME xTB_parameters'"),
+        ("{SCF/MAX_SCF: 9, POTENTIAL_FILE_NAME: OTHER}", "got 'POTENTIAL_FILE_NAME OTHER'; write another template with it"),
+    ],
+)  # fmt: skip
+def test_a_rung_has_no_data_files_of_its_own(folder: Path, rung: str, says: str) -> None:
+    (folder / "cp2k" / "OTHER").write_text((folder / "cp2k" / "BASIS").read_text())
+    found = problems(folder, campaign=CAMPAIGN + f"  ladder:\n    - template\n    - {rung}\n")
+    assert any(p.startswith("campaign.yaml:9: label.ladder[1]: ") and says in p for p in found), found
 
 
 def test_all_mistakes_at_once(folder: Path) -> None:
@@ -208,3 +421,32 @@ def test_every_template_that_comes_with_campaign_is_right(path: Path, folder: Pa
     template = read_template(path)
     for rung in cp2k_ladder.RUNGS:
         assert check(template.with_rung(cp2k_ladder.resolve(rung, template.root).settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "treatment"),
+    [
+        ("", "RKS"),
+        ("UKS", "UKS"),
+        ("LSD T", "UKS"),
+        ("UKS F", "RKS"),
+        ("ROKS", "ROKS"),
+        ("UKS .FALSE.\nROKS T", "ROKS"),
+    ],
+)
+def test_the_treatment_of_spin_has_cp2ks_name(rows: str, treatment: str) -> None:
+    root, faults = read(f"&FORCE_EVAL\n&DFT\n{rows}\n&END\n&END")
+    assert not faults
+    assert cp2k_electrons.treatment(root) == treatment
+
+
+@pytest.mark.parametrize(("name", "atoms", "share"), [("al", 108, 5), ("ni", 108, 5), ("nb", 128, 5)])
+def test_metals_have_the_orbitals_that_their_comment_asks_for(name: str, atoms: int, share: int) -> None:
+    text = (TEMPLATES / f"{name}.inp").read_text()
+    valence = int(re.findall(r"POTENTIAL GTH-PBE-q(\d+)", text)[0])
+    said, size, occupied = map(
+        int, re.findall(r"# ADDED_MOS (\d+) is for (\d+) atoms \((\d+) occupied orbitals\)", text)[0]
+    )
+    written = int(re.findall(r"^ +ADDED_MOS (\d+)$", text, re.MULTILINE)[0])
+    assert (said, size, occupied) == (written, atoms, atoms * valence // 2)
+    assert written >= occupied / share

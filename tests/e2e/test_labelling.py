@@ -28,8 +28,12 @@ max_failed: {max_failed}
 system: {{structure: {{prototype: fcc, elements: [Ar], a: 5.3}}}}
 sample: [{{method: file, file: frames.extxyz, segment: 4}}]
 select: {{method: random, size: 9, min_distance: 0}}
-label: {{engine: cp2k, template: cp2k/argon.inp, ladder: [template, more_steps, {{SCF/MAX_SCF: 300}}]{more}}}
+label: {{engine: cp2k, template: cp2k/argon.inp, ladder: {ladder}{more}}}
 """
+LADDER = "[template, more_steps, {SCF/MAX_SCF: 300, restart: true}]"
+#: Its last rung computes something else.
+RESCUE = "[template, more_steps, {SCF/MAX_SCF: 300, SCF/EPS_SCF: 1.0E-5, restart: true}]"
+
 TEMPLATE = """&FORCE_EVAL
   &DFT
     BASIS_SET_FILE_NAME BASIS
@@ -72,12 +76,13 @@ class Toy:
         (folder / "cp2k/POTENTIAL").write_text("Ar TOY\n 1\n")
         self.monkeypatch = monkeypatch
 
-    def write(self, *faults: str, max_failed: float = 1.0, more: str = "") -> None:
+    def write(self, *faults: str, max_failed: float = 1.0, more: str = "", ladder: str = LADDER) -> None:
         rng = np.random.default_rng(0)
         positions = [np.round(rng.uniform(0, 5, (4, 3)), 6) for _ in faults]
         write(self.folder / "frames.extxyz", [Atoms("Ar4", p, cell=[5.3, 5.4, 5.5], pbc=True) for p in positions])
         self.plan({f"{p[0, 0]:.6f}": f for p, f in zip(positions, faults, strict=True)})
-        (self.folder / "toy.yaml").write_text(CAMPAIGN.format(max_failed=max_failed, more=more))
+        text = CAMPAIGN.format(max_failed=max_failed, more=more, ladder=ladder)
+        (self.folder / "toy.yaml").write_text(text)
 
     def plan(self, faults: dict[str, str]) -> None:
         (self.folder / "fake/plan.json").write_text(json.dumps({"faults": faults}))
@@ -151,7 +156,7 @@ def test_each_attempt_is_a_line_with_its_rung_and_the_last_one_quarantines_with_
     found = json.loads((toy.folder / "run/labels.json").read_text())
     assert (found["labelled"], found["quarantined"]) == (4, 2)
     assert found["rungs"] == {"0": 3, "2": 1}
-    assert found["versions"]["cp2k"] == ["2023.1"]
+    assert found["versions"]["cp2k"] == {"2023.1": 4}
     assert found["reference_energies"].keys() == {"Ar"}
     assert len(found["failures"]) == 2
 
@@ -176,6 +181,107 @@ def test_what_only_helps_convergence_redoes_nothing_that_is_finished(toy: Toy) -
     (toy.folder / "cp2k/argon.inp").write_text(edited.replace("PBE", "BLYP"))
     assert toy.run()["labelled"] == 4
     assert toy.starts() == 11  # another method is another label
+
+
+def test_a_rescue_rung_that_is_added_redoes_nothing_that_is_finished(toy: Toy) -> None:
+    toy.write("good", "rung3", "good", ladder="[template, more_steps]")
+    assert toy.run()["labelled"] == 2
+    assert toy.starts() == 2 + 2
+    toy.write("good", "rung3", "good", ladder=RESCUE)
+    assert toy.run()["labelled"] == 2
+    assert toy.starts() == 4
+    again = Options(inline=True, retry_quarantined=True)
+    status = toy.run(options=again)
+    assert status["state"] == "done"
+    assert toy.starts() == 4 + 3
+    result = toy.labels()[-1]["result"]
+    assert (result["rung"], result["other_physics"]) == (2, True)
+    meant = {r["result"]["method"] for r in toy.labels() if r["state"] == "done"} - {result["method"]}
+    found = json.loads((toy.folder / "run/labels.json").read_text())
+    assert found["methods"] == {meant.pop(): 2, result["method"]: 1}
+    assert found["other_physics"] == [result["frame"]]
+    (note,) = status["notes"][1:]  # the first: there are fewer frames than asked for
+    assert note == "1 of 3 labels is of other physics than the template's (rung own); RUN/labels.json names its frame."
+    toy.write("good", "rung3", "good", ladder=RESCUE.replace("1.0E-5", "3.0E-6"))  # other physics again
+    assert toy.run(options=again)["state"] == "done"
+    assert toy.starts() == 7
+    path = toy.folder / "cp2k/argon.inp"
+    path.write_text(path.read_text().replace("PBE", "BLYP"))
+    assert toy.run()["state"] == "done"
+    assert toy.starts() == 7 + 2 + 3  # what the labels are meant to be is another
+
+
+def test_a_cache_never_gives_a_label_of_other_physics(toy: Toy) -> None:
+    toy.write("good", "rung3", more=", cache: shared", ladder=RESCUE)
+    toy.run("one")
+    assert toy.starts() == 1 + 3
+    assert toy.run("two")["labelled"] == 2
+    assert toy.starts() == 4 + 2  # the rescue alone was kept, not that the rungs before fail
+    (last,) = (r["result"] for r in toy.labels("two") if r["attempt"] == 2)
+    assert (last["cache"], last["other_physics"]) == ("found", True)
+    path = toy.folder / "cp2k/argon.inp"
+    path.write_text(path.read_text().replace("EPS_SCF 1.0E-6", "EPS_SCF 1.0E-5"))
+    toy.write("good", "rung3", more=", cache: shared", ladder="[template]")
+    assert toy.run("three")["labelled"] == 2
+    assert toy.starts() == 6 + 1
+    (found,) = (r["result"] for r in toy.labels("three") if r["result"]["cache"] == "found")
+    assert "other_physics" not in found  # here this is what is meant
+    assert json.loads((toy.folder / "three/labels.json").read_text())["other_physics"] == []
+
+
+def test_labels_of_another_version_of_the_program_are_not_shared_silently(toy: Toy) -> None:
+    toy.write("good", "good", "good", more=", cache: shared")
+    few = toy.run("one")["notes"]  # there are fewer frames than asked for
+    next((toy.folder / "shared").rglob("*.label")).unlink()
+    program = toy.folder / "bin/cp2k.psmp"
+    program.write_text(program.read_text().replace("CP2K version 2023.1", "CP2K version 2024.3"))
+    (note,) = toy.run("two")["notes"][len(few) :]
+    assert note == "Labels come from different versions of cp2k (2023.1, 2024.3); RUN/labels.json counts them."
+    found = json.loads((toy.folder / "two/labels.json").read_text())
+    assert found["versions"]["cp2k"] == {"2023.1": 2, "2024.3": 1}
+    assert status_of(toy.folder / "two")["notes"] == [*few, note]
+
+
+@pytest.mark.parametrize("at", ["stored", "kept", "failed", "reported"])
+def test_a_kill_after_a_calculation_never_has_it_made_again(toy: Toy, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """Of each of the attempts: before the label is in the store, in the cache, or a failure in the ledger."""
+    from campaign import worker
+    from campaign.engines import cp2k
+    from campaign.store.label_cache import LabelCache
+
+    owner, name = {
+        "stored": (Store, "publish"),
+        "kept": (LabelCache, "put"),
+        "failed": (worker, "_described"),
+        "reported": (cp2k, "_write"),
+    }[at]
+    toy.write("rung3", "good", "unconverged", more=", cache: shared" if at == "kept" else "")
+    real, killed = getattr(owner, name), []
+
+    def kill_once(*args: Any) -> Any:
+        said = next((r for r in args if isinstance(r, dict) and "stage" in r), {"stage": "label"})
+        if said["stage"] == "label" and len(killed) < toy.starts():
+            killed.append(0)
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, kill_once)
+    runs = 0
+    while True:
+        runs += 1
+        assert runs < 20
+        try:
+            status = toy.run()
+            break
+        except KeyboardInterrupt:
+            pass
+    assert status["labelled"] == 2
+    assert len(killed) >= 2
+    assert toy.starts() == 3 + 1 + 3
+    log = [json.loads(line) for line in (toy.folder / "fake/log").read_text().splitlines()]
+    later = [e["guess"] for e in log if e["what"] == "start" and e["attempt"] != "attempt-0"]
+    assert later == ["found"] * 4  # each climbed on from where the one before had come to
+    assert not list((toy.folder / "run/tasks").rglob("*.wfn"))
 
 
 def test_a_resume_climbs_on_where_the_ladder_was_left(toy: Toy) -> None:
@@ -249,6 +355,8 @@ def test_the_budget_ends_the_stage_and_keeps_what_is_labelled(toy: Toy) -> None:
     assert re.search(r"\d+ tasks of stage label failed for good, more than max_failed allows \(0\.2 of \d+\)", said)
     assert "--retry-quarantined" in said
     assert "Cholesky decompose failed" in said
+    note = status_of(toy.folder / "run")["notes"][-1]
+    assert re.match(r"Stopped: \d+ tasks of stage label failed for good, more than max_failed allows \(0\.2 of", note)
     ran = toy.starts()
     with pytest.raises(TooManyFailures, match="--retry-quarantined"):
         toy.run()
@@ -258,6 +366,7 @@ def test_the_budget_ends_the_stage_and_keeps_what_is_labelled(toy: Toy) -> None:
     toy.heal()
     status = toy.run(options=Options(inline=True, retry_quarantined=True))
     assert status["state"] == "done"
+    assert status["notes"] == []
     assert status["labelled"] == 9
 
 
@@ -354,12 +463,12 @@ def test_eight_atoms_of_salt_by_cp2k_end_to_end(tmp_path: Path, monkeypatch: pyt
     status = run(loaded, load_site("local"), tmp_path / "run", INLINE)
     assert status["failures"] == []
     assert status["labelled"] == 2
-    assert (tmp_path / "run/BASIS_MOLOPT").exists()
+    assert (tmp_path / "run/BASIS_MOLOPT_UZH").exists()
     for record in read_ledger(tmp_path / "run/ledger.jsonl"):
         if record["stage"] == "label":
             assert record["result"]["rung"] == 0
             assert record["result"]["scf_steps"] > 5
-            assert -8000 < record["result"]["energy"] < -6000
+            assert -1800 < record["result"]["energy"] < -1500  # four times the valence electrons of Cl and one of Na
             assert "cp2k" in record["versions"]
     again = run(loaded, load_site("local"), tmp_path / "run", INLINE)
     assert again["labelled"] == 2

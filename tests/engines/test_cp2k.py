@@ -90,6 +90,7 @@ def test_a_good_run_gives_its_numbers_and_keeps_its_files(bench: Bench) -> None:
     energy, forces, stress = bench.fake("good")
     assert energy[0] == pytest.approx(-2293.7112, abs=1e-3)
     assert (forces.shape, stress.shape) == ((1, 4, 3), (1, 3, 3))
+    cp2k.tidy(bench.folder().parent)
     kept = {p.name for p in bench.folder().iterdir()}
     assert {"input.inp", "output.out", "report.json"} <= kept
     assert not any("wfn" in name for name in kept)
@@ -114,6 +115,11 @@ def test_a_good_run_gives_its_numbers_and_keeps_its_files(bench: Bench) -> None:
         ("told to stop", MachineFault, "CP2K was told to stop (signal 15) from outside"),
         ("full", DiskFull, "There is no space left on the disk"),
         ("slots", MachineFault, "CP2K could not be started: There are not enough slots available"),
+        (
+            "no executable",
+            MachineFault,
+            "CP2K could not be started: mpirun was unable to find the specified executable",
+        ),
     ],
 )
 def test_each_fault_has_its_true_cause_in_one_sentence(bench: Bench, fault: str, kind: type, says: str) -> None:
@@ -137,6 +143,35 @@ def test_a_hang_is_ended_with_all_that_it_started(bench: Bench) -> None:
             break
         time.sleep(0.05)
     assert not alive(child)
+
+
+@pytest.mark.parametrize(("settings", "refused"), [({"UKS": True}, True), ({"ROKS": ".TRUE."}, True), ({}, False)])
+def test_another_treatment_of_spin_than_asked_for_is_refused(bench: Bench, settings: Any, refused: bool) -> None:
+    task = bench.task([settings])
+    if refused:
+        with pytest.raises(Unphysical, match=r"computed (spin )?RKS; the template asks for (UKS|ROKS)"):
+            bench.fake("good", task=task)
+    else:
+        bench.fake("good", task=task)
+        assert cp2k.report(task, bench.context())["spin"] == "RKS"
+
+
+def test_copies_under_the_launcher_of_another_mpi_are_the_machines_fault(bench: Bench) -> None:
+    bench.fake("serial")
+    with pytest.raises(MachineFault, match=r"CP2K ran on 1 MPI rank, and 2 were asked for: launch\.cp2k of the site"):
+        bench.fake("serial", task=bench.task(mark=1, ranks=2))
+
+
+def test_an_input_that_cp2k_refuses_is_not_given_to_it_again(bench: Bench) -> None:
+    with pytest.raises(EngineError, match=r"CP2K stopped: The number of electrons is odd") as caught:
+        bench.fake("refused", task=bench.task(["template", "more_steps", "smear"]))
+    assert caught.value.final
+    with pytest.raises(EngineError) as caught:
+        bench.fake("refused", task=bench.task(["template", {"UKS": True}]))
+    assert not caught.value.final  # this may be what it lacks
+    with pytest.raises(EngineError) as caught:
+        bench.fake("abort", task=bench.task(["template", "more_steps"]))
+    assert not caught.value.final  # SCF had begun
 
 
 def test_a_missing_program_is_the_machines_fault(bench: Bench) -> None:
@@ -163,6 +198,8 @@ def test_each_attempt_takes_its_rung_and_the_third_converges(bench: Bench) -> No
     assert [cp2k.report(task, bench.context(k))["restarted"] for k in range(3)] == [False, True, False]
     assert cp2k.report(task, bench.context(2))["settings"] == {"SCF/MAX_SCF": 77}
     assert "did not converge" in cp2k.report(task, bench.context(1))["cause"]
+    assert [p.parent.name for p in sorted(bench.run.rglob("*.wfn"))] == ["attempt-1", "attempt-2"]  # not stored yet
+    cp2k.tidy(bench.folder(0, task).parent)
     assert not list(bench.run.rglob("*.wfn"))
 
 
@@ -179,6 +216,60 @@ def test_what_an_interrupted_worker_finished_is_not_done_again(bench: Bench) -> 
     first = bench.fake("good")
     again = bench.fake("crash")  # would fail if it ran
     np.testing.assert_array_equal(first[1], again[1])
+
+
+def test_what_a_restarted_attempt_finished_is_not_done_again(bench: Bench) -> None:
+    """Whether the wavefunction it started from is still there, or went when the label was stored."""
+    task = bench.task(LADDER)
+    with pytest.raises(Unconverged):
+        bench.fake("unconverged", 0, task)
+    first = bench.fake("good", 1, task)
+    assert "WFN_RESTART_FILE_NAME" in (bench.folder(1, task) / "input.inp").read_text()
+    for _ in range(2):
+        again = bench.fake("crash", 1, task)  # would fail if it ran
+        np.testing.assert_array_equal(first[1], again[1])
+        assert cp2k.report(task, bench.context(1))["restarted"]
+        cp2k.tidy(bench.folder(0, task).parent)
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("unconverged", Unconverged), ("nan", Unphysical)])
+def test_what_ended_without_a_result_fails_again_without_running(bench: Bench, fault: str, kind: type) -> None:
+    task = bench.task(LADDER)
+    with pytest.raises(Unconverged):
+        bench.fake("unconverged", 0, task)
+    said = []
+    for k in range(2):
+        with pytest.raises(kind) as caught:
+            bench.fake(fault if k == 0 else "good", 1, task)
+        said.append((str(caught.value), cp2k.report(task, bench.context(1))["restarted"]))
+    assert said[0] == said[1]
+    assert said[0][1]
+
+
+@pytest.mark.parametrize("fault", ["killed", "truncated", "unconverged"])
+def test_an_attempt_that_is_made_again_starts_from_the_same_wavefunction(bench: Bench, fault: str) -> None:
+    task = bench.task(LADDER)
+    with pytest.raises(Unconverged):
+        bench.fake("unconverged", 0, task)
+    with pytest.raises(EngineError):
+        bench.fake(fault, 1, task)
+    (bench.folder(1, task) / "output.out").write_text("")  # as if it had been killed before its end
+    bench.fake("good", 1, task)
+    assert cp2k.report(task, bench.context(1))["restarted"]
+
+
+def test_a_frame_that_was_given_up_is_computed_again_and_its_old_files_are_kept(bench: Bench) -> None:
+    home = bench.folder().parent
+    for n in (1, 2):
+        with pytest.raises(Unconverged):
+            bench.fake("unconverged")
+        cp2k.give_up(home)
+        assert not list(home.rglob("*.wfn"))
+        assert [p.name for p in sorted(home.glob("before-*"))] == [f"before-{k}" for k in range(1, n)]
+    bench.fake("good")
+    assert "FAILED to converge" in (home / "before-1/attempt-0/output.out").read_text()
+    assert "FAILED to converge" in (home / "before-2/attempt-0/output.out").read_text()
+    assert not (home / "given-up").exists()
 
 
 def test_what_an_interrupted_worker_left_unfinished_is_done_again(bench: Bench) -> None:
@@ -208,10 +299,19 @@ def test_forces_of_too_coarse_a_grid_are_refused(bench: Bench) -> None:
         bench.fake("coarse")
     assert "forces sum to 5.14 eV/Å" in str(caught.value)
     assert caught.value.final  # no other rung has another grid
-    task = bench.task(ladder=["template", {"MGRID/CUTOFF": 800}])
-    with pytest.raises(Unphysical) as caught:
-        bench.fake("coarse", task=task)
-    assert not caught.value.final
+    for last, final in (
+        ({"MGRID/CUTOFF": 800}, False),
+        ({"XC/XC_GRID/XC_DERIV": "NN50_SMOOTH"}, False),
+        ({"SCF/MAX_SCF": 800}, True),
+        ("smear", True),
+    ):
+        task = bench.task(ladder=["template", "more_steps", last])
+        with pytest.raises(Unphysical) as caught:
+            bench.fake("coarse", task=task)
+        assert caught.value.final is final
+        with pytest.raises(Unphysical) as caught:
+            bench.fake("coarse", 2, task)  # the last rung has none after it
+        assert caught.value.final
 
 
 def test_several_frames_come_back_in_order(bench: Bench) -> None:
@@ -406,6 +506,7 @@ def test_what_cp2k_did_not_converge_is_refused_and_the_next_rung_goes_on_from_it
     notes = cp2k.report(task, argon.context(1))
     assert notes["restarted"]
     assert notes["scf_steps"] < 7  # it takes 7 from the beginning
+    cp2k.tidy(argon.folder(1, task).parent)
     assert not list(argon.run.rglob("*.wfn*"))
 
 

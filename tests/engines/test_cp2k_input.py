@@ -14,7 +14,7 @@ from campaign.config.cp2k_ladder import Rung
 from campaign.config.cp2k_template import Template, WrongTemplate
 from campaign.config.cp2k_tree import Section, read
 from campaign.engines.cp2k_input import read_template, render, resolve
-from campaign.errors import EngineError
+from campaign.errors import EngineError, InputError
 
 FILES = Path(__file__).parent / "cp2k"
 METAL = """      ADDED_MOS 20
@@ -111,12 +111,14 @@ def test_restart_names_the_wavefunction(folder: Path) -> None:
         [("PBE\n", "pbe\n")],
         [("@SET CUT 300", "@SET CUT 3.0E2")],
         [("      CUTOFF $CUT   ! Ry\n      REL_CUTOFF 50\n", "      rel_cutoff 5.0D1\n      CUTOFF $CUT\n")],
-        [("    &SCF\n", "    CHARGE 0\n    &SCF\n")],  # the default
         [("MAX_SCF 40", "MAX_SCF 400")],
         [("MINIMIZER DIIS", "MINIMIZER CG")],
         [("    &SCF\n", "    &SCF\n      ADDED_MOS 10\n")],
         [("BASIS_SET DZVP-GTH", "BASIS_SET dzvp-gth")],
-        [("&END FORCE_EVAL", "&END FORCE_EVAL\n&GLOBAL\n  PRINT_LEVEL LOW\n&END")],
+        [("&END FORCE_EVAL", "&END FORCE_EVAL\n&GLOBAL\n  PRINT_LEVEL LOW\n  PREFERRED_DIAG_LIBRARY ELPA\n&END")],
+        [("    &SCF\n", "    &SCF\n      SCF_GUESS CORE\n")],
+        [("      &OUTER_SCF\n", "      &OUTER_SCF\n        TYPE NONE\n")],
+        [("&OT\n", "&OT ON\n")],
     ],
 )
 def test_the_method_stays_where_the_physics_does(folder: Path, changes: list[tuple[str, str]]) -> None:
@@ -134,10 +136,126 @@ def test_the_method_stays_where_the_physics_does(folder: Path, changes: list[tup
         [("        EPS_SCF 1.0E-6\n        MAX_SCF 10", "        EPS_SCF 1.0E-5\n        MAX_SCF 10")],
         [("    &SCF\n", "    CHARGE 1\n    &SCF\n")],
         [("    &SCF\n", "    &SCF\n" + METAL)],
+        [("    &SCF\n", "    CHARGE 0\n    &SCF\n")],  # the schema's default: the program's may be another
+        [("    &SCF\n", "    &QS\n      EPS_DEFAULT 1.0E-10\n    &END\n    &SCF\n")],  # likewise
+        [("      EPS_SCF 1.0E-6\n      MAX_SCF 40", "      EPS_EIGVAL 1.0E-4\n      EPS_SCF 1.0E-6\n      MAX_SCF 40")],
+        [("      &OUTER_SCF\n", "      &OUTER_SCF\n        TYPE S2_CONSTRAINT\n")],
+        [("      &OUTER_SCF\n", "      &OUTER_SCF\n        TYPE BASIS_CENTER_OPT\n")],
+        [("      &OT\n", "      &DIAGONALIZATION\n        ALGORITHM FILTER_MATRIX\n      &END\n      &OT OFF\n")],
+        [("&END FORCE_EVAL", "&END FORCE_EVAL\n&GLOBAL\n  EXTENDED_FFT_LENGTHS T\n&END")],
+        [("&END FORCE_EVAL", "&END FORCE_EVAL\n&GLOBAL\n  ALLTOALL_SGL T\n&END")],
+        [("&END FORCE_EVAL", "&END FORCE_EVAL\n&GLOBAL\n  SEED 7\n&END")],
     ],
 )
 def test_the_method_changes_with_the_physics(folder: Path, changes: list[tuple[str, str]]) -> None:
     assert method(folder, *changes) != method(folder)
+
+
+@pytest.mark.parametrize("spin", ["UKS", "LSD T", "ROKS"])
+def test_with_spin_the_guess_decides_where_scf_ends(folder: Path, spin: str) -> None:
+    magnetic = ("    &SCF\n", f"    {spin}\n    &SCF\n")
+    guess = ("      MAX_SCF 40\n", "      MAX_SCF 40\n      SCF_GUESS CORE\n")
+    assert method(folder, magnetic, guess) != method(folder, magnetic)
+    assert method(folder, ("    &SCF\n", "    UKS F\n    &SCF\n"), guess) == method(
+        folder, ("    &SCF\n", "    UKS F\n    &SCF\n")
+    )
+
+
+BASIS_KEYWORDS = [
+    *("AUX_FIT_BASIS_SET", "AUXILIARY_FIT_BASIS_SET", "AUX_FIT_BASIS", "AUX_BASIS_SET", "AUXILIARY_BASIS_SET"),
+    *("AUX_BASIS", "RI_AUX_BASIS_SET", "RI_MP2_BASIS_SET", "RI_RPA_BASIS_SET", "RI_AUX_BASIS", "LRI_BASIS_SET"),
+    "LRI_BASIS",
+]
+
+
+@pytest.mark.parametrize("keyword", BASIS_KEYWORDS)
+def test_every_keyword_that_names_a_basis_set_is_looked_up_and_counts(folder: Path, keyword: str) -> None:
+    more = ("      BASIS_SET ORB DZVP-GTH\n", f"      BASIS_SET ORB DZVP-GTH\n      {keyword} aux\n")
+    with pytest.raises(WrongTemplate, match=r"Ar has no [A-Z_]*BASIS_SET of this name in BASIS"):
+        method(folder, more)
+    basis = (folder / "BASIS").read_text()
+    found = []
+    for exponent in ("0.7", "0.6"):
+        (folder / "BASIS").write_text(f"{basis}\nAr aux\n  1\n  1 0 0 1 1\n   {exponent} 1.0\n")
+        found.append(method(folder, more))
+    assert found[0] != found[1]
+
+
+def test_the_schema_has_no_other_keyword_for_a_basis_set() -> None:
+    spec = cp2k_schema.section(("FORCE_EVAL", "SUBSYS", "KIND"))
+    assert spec is not None
+    assert {k for k in spec.keywords if "BASIS" in k} - {"PAO_BASIS_SIZE", "FLOATING_BASIS_CENTER"} == {
+        "BASIS_SET",
+        *BASIS_KEYWORDS,
+    }
+
+
+TRUNCATED = (
+    "      &XC_FUNCTIONAL PBE\n",
+    "      &HF\n        &INTERACTION_POTENTIAL\n          POTENTIAL_TYPE TRUNCATED\n          CUTOFF_RADIUS 2\n"
+    "          T_C_G_DATA gamma.dat\n        &END\n      &END\n      &XC_FUNCTIONAL PBE\n",
+)
+
+
+def test_tables_count_by_their_content(folder: Path) -> None:
+    found = []
+    for content in ("1", "2"):
+        (folder / "gamma.dat").write_text(content)
+        found.append(method(folder, TRUNCATED))
+    assert found[0] != found[1]
+    text = render(read_template(folder / "job.inp"), argon(), Rung("x"), folder.parent / "run")
+    potential = section(text, "FORCE_EVAL", "DFT", "XC", "HF", "INTERACTION_POTENTIAL")
+    assert potential.get("T_C_G_DATA") == "../cp2k/gamma.dat"
+
+
+XTB = ("    &SCF\n", "    &QS\n      METHOD XTB\n    &END\n    &SCF\n")
+
+
+def test_the_tables_of_xtb_count_and_come_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CP2K_DATA_DIR", str(folder.parent / "nowhere"))
+    with pytest.raises(WrongTemplate, match="PARAM_FILE_NAME: there is no folder"):
+        method(folder, XTB)
+    (folder / "dftd3.dat").write_text("")
+    found = []
+    for content in ("1", "2"):
+        (folder / "xTB_parameters").write_text(content)
+        found.append(method(folder, XTB))
+    assert found[0] != found[1]
+    kept = read_template(folder / "job.inp")
+    assert {"xTB_parameters", "dftd3.dat"} <= set(kept.data)
+    parameter = section(render(kept, argon(), Rung("x"), folder.parent / "run"), *XTB_PARAMETER)
+    assert parameter.get("PARAM_FILE_NAME") == "../cp2k/xTB_parameters"
+    assert parameter.get("DISPERSION_PARAMETER_FILE") == "../cp2k/dftd3.dat"
+
+
+XTB_PARAMETER = ("FORCE_EVAL", "DFT", "QS", "XTB", "PARAMETER")
+
+
+def test_an_entry_that_is_not_there_has_no_method(folder: Path) -> None:
+    """Whoever asks, checked or not: a text that is missing must not make the hash of a method without it."""
+    kept = template(folder)
+    with pytest.raises(InputError, match="BASIS_X is named by a rung, and the template has not got it"):
+        kept.method([{"BASIS_SET_FILE_NAME": "BASIS_X"}])
+    with pytest.raises(InputError, match=r"rVV10_kernel_table\.dat is named by a rung"):
+        kept.method([{"XC/VDW_POTENTIAL/NON_LOCAL/KERNEL_FILE_NAME": "rVV10_kernel_table.dat"}])
+    (folder / "BASIS").write_text("Na DZVP-GTH\n 1\n")
+    with pytest.raises(InputError, match="Ar has no BASIS_SET DZVP-GTH in BASIS"):
+        kept.method(["template"])
+
+
+def test_lines_of_data_count_in_their_order(folder: Path) -> None:
+    rows = ["        1", "        2 0 0 1 1", "        1.7 0.5", "        0.7 0.5"]
+    inline = ["      &BASIS\n" + "\n".join(order) + "\n      &END\n" for order in (rows, [*rows[:2], rows[3], rows[2]])]
+    own = [("      BASIS_SET ORB DZVP-GTH\n", text) for text in inline]
+    assert method(folder, own[0]) != method(folder, own[1])
+
+
+def test_ot_has_no_added_orbitals(folder: Path) -> None:
+    """CP2K stops: OT with ADDED_MOS/=0 not implemented."""
+    changed = template(folder, ("    &SCF\n", "    &SCF\n      ADDED_MOS 10\n"), ("      &OT\n", "      &OT OFF\n"))
+    scf = changed.with_rung(resolve("ot_cg", changed.root).settings).find("FORCE_EVAL", "DFT", "SCF")
+    assert scf is not None
+    assert scf.get("ADDED_MOS") is None
 
 
 def test_the_method_knows_the_content_of_the_entries_that_are_used(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What CP2K wrote is believed only when all of it bears it out: a real output, damaged in every way."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import dataclasses
@@ -25,6 +26,9 @@ POSITIONS = [
 ]
 ASKED = Asked(np.full(4, 18), np.array(POSITIONS), np.eye(3) * 5.4, 0, None, 1e-6, 1e-6)
 PLAIN = dataclasses.replace(ASKED, outer=None)
+#: Real outputs too: aluminium with one orbital more than electrons fill, and argon by xTB.
+FULL = (Path(__file__).parent / "cp2k" / "aluminium_full.out").read_text()
+XTB = (Path(__file__).parent / "cp2k" / "argon_xtb.out").read_text()
 #: CODATA 2006: Mohr, Taylor, Newell, Rev. Mod. Phys. 80, 633 (2008).
 HARTREE, BOHR = 27.21138386, 0.52917720859
 GPA = 1.602176487e2  # eV/Å^3
@@ -148,6 +152,10 @@ def test_what_did_not_converge_is_refused(text: str, asked: Asked, says: str) ->
         ("      2    1 Ar   18 ", "      2    1 Kr   36 ", "atom 2 is of element 36"),
         ("2.839585     -0.060897", "2.839685     -0.060897", "0.0001 Å away"),
         ("157.464000", "157.474000", "cell of 157.474"),
+        ("Vector b [angstrom]:       0.000     5.400", "Vector b [angstrom]:       0.001     5.400", "its vector b is 0.001"),
+        ("Vector c [angstrom]:       0.000     0.000     5.400", "Vector c [angstrom]:       0.000     5.400     0.000", "its vector c"),
+        ("|a| =     5.400000", "|a| =     5.400010", "its vector a"),
+        ("beta  [degree]:                                    90.000000", "beta  [degree]:                                    90.000100", "its angle beta is 90.000100"),
         ("DFT| Charge                                                                   0",
          "DFT| Charge                                                                   1", "charge 1"),
     ],
@@ -155,6 +163,83 @@ def test_what_did_not_converge_is_refused(text: str, asked: Asked, says: str) ->
 def test_what_is_of_another_frame_or_not_finite_is_refused(old: str, new: str, says: str) -> None:
     with pytest.raises(Unphysical, match=re.escape(says)):
         read_result(swap(old, new), ASKED)
+
+
+@pytest.mark.parametrize("rows", ["Vector b", "Angle (a,c)"])
+def test_a_cell_that_is_not_whole_is_refused(rows: str) -> None:
+    text = "".join(row for row in TEXT.splitlines(keepends=True) if rows not in row)
+    with pytest.raises(EngineError, match="does not hold the cell once, with its vectors and angles"):
+        read_result(text, ASKED)
+
+
+def test_a_cell_of_the_same_volume_is_another_cell() -> None:
+    sheared = np.array([[5.4, 0, 0], [0.01, 5.4, 0], [0, 0, 5.4]])
+    with pytest.raises(Unphysical, match="another cell: its vector b"):
+        read_result(TEXT, dataclasses.replace(ASKED, cell=sheared))
+
+
+def test_a_skewed_cell_is_read_as_it_is_printed() -> None:
+    skewed = np.array([[5.4, 0, 0], [0.30004, 5.4, 0], [0, -0.0004, 5.4]])
+    lengths = np.linalg.norm(skewed, axis=1)
+    text = swap(
+        "0.000     5.400     0.000   |b| =     5.400000", f"0.300     5.400     0.000   |b| = {lengths[1]:12.6f}"
+    )
+    text = text.replace("|c| =     5.400000", f"|c| = {lengths[2]:12.6f}")
+    for name, i, j in (("(b,c), alpha", 1, 2), ("(a,b), gamma", 0, 1)):
+        angle = np.degrees(np.arccos(skewed[i] @ skewed[j] / lengths[i] / lengths[j]))
+        text = re.sub(rf"(Angle {re.escape(name)} \[degree\]:\s+)90.000000", rf"\g<1>{angle:.6f}", text)
+    read_result(text, dataclasses.replace(ASKED, cell=skewed))
+
+
+def test_the_treatment_of_spin_is_the_one_asked_for() -> None:
+    result = read_result(TEXT, dataclasses.replace(ASKED, spin="RKS"))
+    assert (result.spin, result.multiplicity) == ("RKS", 1)
+    with pytest.raises(Unphysical, match="CP2K computed RKS; the template asks for UKS"):
+        read_result(TEXT, dataclasses.replace(ASKED, spin="UKS"))
+
+
+def test_an_outer_loop_does_not_hide_an_inner_one() -> None:
+    """With a looser criterion the outer loop ends well after an inner one that was cut off."""
+    text = swap("*** SCF run converged in     7 steps ***", "Leaving inner SCF loop after reaching     7 steps.")
+    with pytest.raises(Unconverged, match="not SCF in its last run: the last gradient was 9e-07"):
+        read_result(text, ASKED)
+    at = TEXT.index("     1 OT DIIS")
+    first = TEXT[at : TEXT.index("  outer SCF loop converged")]
+    assert read_result(TEXT[:at] + first + TEXT[at:], ASKED).steps == 7
+    with pytest.raises(Unconverged, match="not SCF in its last run"):  # the one before had converged
+        read_result(text[:at] + first + text[at:], ASKED)
+
+
+ALUMINIUM = Asked(
+    np.full(4, 13), np.array([[0, 0, 0.1], [2, 2, 0], [2, 0, 2], [0, 2, 2]]), np.eye(3) * 4.05, inner=1e-6
+)
+
+
+def test_electrons_without_room_are_refused() -> None:
+    with pytest.raises(Unphysical, match=r"too few orbitals for the smeared electrons.*raise ADDED_MOS"):
+        read_result(FULL, ALUMINIUM)
+
+
+def test_electrons_may_lack_room_on_the_way() -> None:
+    """Only the last step counts: at the first, orbitals are a guess."""
+    warning = re.compile(r"\n \*\*\* WARNING in qs_mo_occupation.*\n.*\n")
+    marks = list(warning.finditer(FULL))
+    read_result(FULL[: marks[-1].start()] + FULL[marks[-1].end() :], ALUMINIUM)
+
+
+def test_xtb_is_read_though_it_prints_no_charge() -> None:
+    asked = Asked(np.full(2, 18), np.array([[0, 0, 0.1], [3, 3, 0]]), np.eye(3) * 6.0, inner=1e-6, spin="RKS")
+    result = read_result(XTB, asked)
+    assert result.energy == pytest.approx(-12.295261816379632 * HARTREE, rel=1e-8)
+    assert (result.spin, result.multiplicity) == ("RKS", 1)
+    with pytest.raises(Unphysical, match="charge 0; the template asks for 1"):
+        read_result(XTB, dataclasses.replace(asked, charge=1))
+    other = XTB.replace(
+        "Number of electrons:                                                         16",
+        "Number of electrons:                                                         15",
+    )
+    with pytest.raises(Unphysical, match="charge 1; the template asks for 0"):
+        read_result(other, asked)
 
 
 def test_a_multiplicity_that_was_asked_for_is_checked() -> None:
@@ -216,3 +301,48 @@ def test_line_searches_are_steps_without_a_change() -> None:
     rows += "     2 OT LS       0.74E-01    0.3                     -246.5111723139\n"
     found = list(cp2k_output.steps_of(" SCF WAVEFUNCTION OPTIMIZATION\n\n" + rows))
     assert found == [(1, 0.12645365), (2, None)]
+
+
+XTB_TEMPLATE = """\
+&FORCE_EVAL
+  METHOD QS
+  &DFT
+    &QS
+      METHOD XTB
+      &XTB
+        DO_EWALD T
+      &END XTB
+    &END QS
+    &SCF
+      EPS_SCF 1.0E-6
+    &END SCF
+  &END DFT
+&END FORCE_EVAL
+"""
+
+
+@pytest.mark.cp2k
+def test_xtb_computes_with_the_tables_beside_its_template(tmp_path: Path) -> None:
+    """What lies beside the template is what CP2K reads, though the template names no file."""
+    from ase import Atoms
+
+    from campaign.config.cp2k_data import data_folder
+    from campaign.engines import cp2k
+    from campaign.frames import Frames
+    from campaign.tasks import Context, Task
+
+    data = data_folder()
+    assert data is not None
+    (tmp_path / "cp2k").mkdir()
+    (tmp_path / "cp2k" / "x.inp").write_text(XTB_TEMPLATE)
+    (tmp_path / "cp2k" / "dftd3.dat").write_bytes((data / "dftd3.dat").read_bytes())
+    (tmp_path / "cp2k" / "xTB_parameters").write_bytes((data / "xTB_parameters").read_bytes())
+    extra = {"template": "cp2k/x.inp", "ladder": ["template"], "ranks": 1, "threads": 1, "timeout": 300}
+    task = Task("label", "x", {"engine": "cp2k", "frame": 0}, extra=extra)
+    atoms = Atoms("Ar2", [[0, 0, 0.1], [3, 3, 0]], cell=np.eye(3) * 6, pbc=True)
+    context = Context(tmp_path)
+    energy, _, _ = cp2k.label(Frames.from_ase([atoms]), task, context)
+    assert energy[0] == pytest.approx(-12.295261816379632 * HARTREE, abs=1e-5)
+    output = (context.folder(task) / "attempt-0" / "output.out").read_text()
+    assert re.search(r"xTB\| Parameter file +\S*cp2k/xTB_parameters", output)
+    assert re.search(r"xTB\| D3 Dispersion: Parameter +\S*cp2k/dftd3\.dat", output)

@@ -148,7 +148,9 @@ def test_soap_without_dscribe_says_what_to_install(monkeypatch):
 # --- pooling
 
 
-@pytest.mark.parametrize(("pooling", "d"), [("mean", 16), ("species", 32), ("species_std", 64), ("species_extremes", 128)])
+@pytest.mark.parametrize(
+    ("pooling", "d"), [("mean", 16), ("species", 32), ("species_std", 64), ("species_extremes", 128)]
+)
 def test_shapes(pooling, d):
     frames = shaken(n=4, size=(1, 1, 1))
     descriptor = Descriptor([17, 11], pooling=pooling, **SMALL)

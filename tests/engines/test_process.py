@@ -138,6 +138,12 @@ def test_children_that_left_the_group_end_with_a_program_that_fails(tmp_path):
     assert gone(tmp_path)
 
 
+def test_children_that_left_the_group_end_with_a_program_that_ends_well(tmp_path):
+    code = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\nprint('done')"
+    assert run([sys.executable, "-c", code], tmp_path) == "done\n"
+    assert gone(tmp_path)
+
+
 def test_a_launcher_out_of_time_is_asked_first_so_that_it_can_end_its_ranks(tmp_path):
     code = (
         "import pathlib, signal, sys, time\n"

@@ -83,17 +83,19 @@ def test_what_a_rung_computes_decides_the_id_and_how_does_not(campaign, filled):
         return next(iter(Label(campaign(label=label), {}, methods).plan(filled)))
 
     base = first(CP2K, ["a", "a", "b"])
-    assert base.params == {"engine": "cp2k", "frame": 1, "method": ["a", "b"]}
+    assert base.params == {"engine": "cp2k", "frame": 1, "method": "a"}
     assert base.extra["ladder"] == CP2K["ladder"]
     assert base.extra["methods"] == ["a", "a", "b"]
     same = [
         ({**CP2K, "template": "other.inp"}, ["a", "a", "b"]),
         ({**CP2K, "ranks": 4, "threads": 2, "timeout": 9, "cache": "/shared"}, ["a", "a", "b"]),
         ({**CP2K, "ladder": ["template", {"SCF/MAX_SCF": 900}, "more_steps", "smear"]}, ["a", "a", "a", "b"]),
+        ({**CP2K, "ladder": ["template", "more_steps"]}, ["a", "a"]),
+        ({**CP2K, "ladder": [*CP2K["ladder"], {"SCF/EPS_SCF": 1e-4}]}, ["a", "a", "b", "c"]),
     ]
     for label, methods in same:
         assert first(label, methods).id == base.id
-    for methods in (["c", "c", "b"], ["a", "b", "c"], ["b", "b", "a"]):
+    for methods in (["c", "c", "b"], ["b", "b", "a"], ["b", "a", "a"]):
         assert first(CP2K, methods).id != base.id
 
 
@@ -113,11 +115,12 @@ def test_a_cache_does_not_change_ids(campaign, filled):
 
 
 def test_each_attempt_is_described_by_its_rung(tmp_path):
-    extra = {"id": A, "ladder": ["template", {"SCF/MAX_SCF": 9}], "methods": ["a", "a"]}
-    task = Task("label", "", {"engine": "cp2k", "frame": 1, "method": ["a"]}, (A[:16],), extra=extra)
+    extra = {"id": A, "ladder": ["template", {"SCF/EPS_SCF": 1e-4}], "methods": ["a", "b"]}
+    task = Task("label", "", {"engine": "cp2k", "frame": 1, "method": "a"}, (A[:16],), extra=extra)
     for attempt, rung in ((0, 0), (1, 1), (5, 1)):
         found = describe(task, Context(tmp_path, attempt=attempt))
         assert (found["rung"], found["settings"]) == (rung, extra["ladder"][rung])
+        assert (found["method"], found.get("other_physics", False)) == ("ab"[rung], bool(rung))
     task = Task("label", "", {"engine": "ase", "calculator": "lj", "parameters": {}, "ladder": [{"rc": 4.0}]})
     assert describe(task, Context(tmp_path)) == {"rung": 0, "settings": {}}
     assert describe(task, Context(tmp_path, attempt=3)) == {"rung": 1, "settings": {"rc": 4.0}}

@@ -82,6 +82,14 @@ def test_a_damaged_label_is_none_and_is_said_once(tmp_path: Path, harm: str) -> 
     assert again.get(key, 4) is not None
 
 
+@pytest.mark.parametrize("versions", ["2023.1", ["cp2k"], {"cp2k": 2023.1}, None])
+def test_a_label_that_does_not_say_properly_who_computed_it_is_not_taken(tmp_path: Path, versions: object) -> None:
+    cache = LabelCache(tmp_path)
+    cache.put("1" * 40, labelled(), {"versions": versions})
+    assert cache.get("1" * 40, 4) is None
+    assert "is no list of versions" in cache.damaged[0]
+
+
 def test_a_label_of_another_number_of_atoms_is_never_taken(tmp_path: Path) -> None:
     cache = LabelCache(tmp_path)
     cache.put("1" * 40, labelled(), {})

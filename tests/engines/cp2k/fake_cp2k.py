@@ -49,6 +49,7 @@ def main() -> None:
         ),
         "third rung": TEXT if "MAX_SCF 77" in given else unconverged,
         "exit code": TEXT,
+        "serial": " GLOBAL| Total number of message passing processes                             1\n" + TEXT,
     }
     if fault in texts:
         Path("output.out").write_text(texts[fault])
@@ -56,6 +57,12 @@ def main() -> None:
     if fault == "abort":
         Path("output.out").write_text(HALF + BOX)
         sys.exit(1)
+    if fault == "refused":
+        Path("output.out").write_text(TEXT[: TEXT.index(" SCF WAVEFUNCTION")] + BOX)
+        sys.exit(1)
+    if fault == "no executable":
+        print("mpirun was unable to find the specified executable file, and therefore\ndid not launch", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGABRT)
     if fault == "killed":
         die(HALF, signal.SIGKILL)
     if fault == "mpirun killed":
