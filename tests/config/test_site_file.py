@@ -230,9 +230,9 @@ CP2K = "label: {engine: cp2k, template: salt.inp, ranks: %d, threads: %d}"
 
 def labelled(folder: Path, ranks: int, threads: int) -> Loaded:
     """Return the quickstart labelled by CP2K on so many ranks and threads."""
-    (folder / "BASIS_SET").write_text("Na B\n 1\nCl B\n 1\n")
-    (folder / "POTENTIAL").write_text("Na P\n 1\nCl P\n 1\n")
-    kinds = "".join(f"&KIND {e}\nBASIS_SET B\nPOTENTIAL P\n&END\n" for e in ("Na", "Cl"))
+    (folder / "BASIS_SET").write_text("Na SZV\n 1\nCl SZV\n 1\n")
+    (folder / "POTENTIAL").write_text("Na PBE\n 1\nCl PBE\n 1\n")
+    kinds = "".join(f"&KIND {e}\nBASIS_SET SZV\nPOTENTIAL PBE\n&END\n" for e in ("Na", "Cl"))
     (folder / "salt.inp").write_text(f"&FORCE_EVAL\n&DFT\n&END\n&SUBSYS\n{kinds}&END\n&END\n")
     text = template_path("quickstart").read_text()
     block = text[text.index("\nlabel:") : text.index("\n\n", text.index("\nlabel:"))]

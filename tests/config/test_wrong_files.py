@@ -42,12 +42,12 @@ TEMPLATE = """&FORCE_EVAL
   &END
   &SUBSYS
     &KIND Na
-      BASIS_SET B
-      POTENTIAL P
+      BASIS_SET SZV
+      POTENTIAL PBE
     &END
     &KIND Cl
-      BASIS_SET B
-      POTENTIAL P
+      BASIS_SET SZV
+      POTENTIAL PBE
     &END
   &END
 &END
@@ -322,8 +322,8 @@ def folder(tmp_path: Path) -> Path:
     (inside / "potentials/bare.lmp").write_text("pair_style lj/cut 8\n")
     (inside / "potentials/real.lmp").write_text("# elements: Na Cl\nunits real\npair_style lj/cut 8\n")
     (inside / "salt.inp").write_text(TEMPLATE)
-    (inside / "BASIS_SET").write_text("Na B\n 1\nCl B\n 1\n")
-    (inside / "POTENTIAL").write_text("Na P\n 1\nCl P\n 1\n")
+    (inside / "BASIS_SET").write_text("Na SZV\n 1\nCl SZV\n 1\n")
+    (inside / "POTENTIAL").write_text("Na PBE\n 1\nCl PBE\n 1\n")
     (inside / "gas.xyz").write_text("2\n\nNa 0 0 0\nCl 0 0 2\n")
     (inside / "bad.xyz").write_text("2\n\nNa 0 zero 0\n")
     (tmp_path / "secret.lmp").write_text(POTENTIAL)
