@@ -57,6 +57,9 @@ def do_task(task: Task, context: Context) -> Record:
             from campaign.store.store import Store
 
             Store(context.run / "run.zarr").publish(record, outcome.arrays, outcome.checkpoint)
+        for path in outcome.scratch:
+            with contextlib.suppress(OSError):  # the result is there: what is left over only takes space
+                path.unlink(missing_ok=True)
     except (StoreError, MachineFault) as error:
         _fail(record, str(error), transient=True)
         record["disk_full"] = isinstance(error, DiskFull)

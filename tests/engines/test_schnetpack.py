@@ -6,10 +6,12 @@ import torch
 from ase.build import bulk
 
 from campaign.engines.schnetpack import WALL, Committee, Potential, load_schnetpack, network, schnet
-from campaign.engines.schnetpack_train import reference_energies, shortest_distances, train
+from campaign.engines.schnetpack_data import shortest_distances
+from campaign.engines.schnetpack_train import train
 from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
+from campaign.science.references import reference_energies
 
 SPEC = {"features": 16, "interactions": 2, "cutoff": 4.0}
 
