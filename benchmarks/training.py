@@ -84,6 +84,7 @@ model:
     - {{_target_: schnetpack.atomistic.Atomwise, output_key: energy, n_in: 64, aggregation_mode: sum}}
     - {{_target_: schnetpack.atomistic.Forces, calc_stress: true}}
 task:
+  scheduler_cls: null  # SchNetPack's own gives torch's an argument that newer ones do not take
   outputs:
 """
 OUTPUT = """\
