@@ -175,12 +175,15 @@ class Outcome:
         What the task that continues this one starts from.
     versions
         Versions of the programs that took part.
+    scratch
+        Files that are removed once the result is published, and not before: they are for another try at the task.
     """
 
     summary: dict[str, Json]
     arrays: dict[str, npt.NDArray[Any]] | None = None
     checkpoint: dict[str, npt.NDArray[Any]] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    scratch: tuple[Path, ...] = ()
 
 
 def new_record(task: Task, attempt: int) -> Record:

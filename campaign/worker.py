@@ -60,6 +60,9 @@ def do_task(task: Task, context: Context) -> Record:
         if hasattr(stage, "tidy"):
             with contextlib.suppress(Exception):  # files too many are no fault
                 stage.tidy(task, context)
+        for path in outcome.scratch:
+            with contextlib.suppress(OSError):  # the result is there: what is left over only takes space
+                path.unlink(missing_ok=True)
     except (StoreError, MachineFault) as error:
         _fail(record, str(error), transient=True)
         record["disk_full"] = isinstance(error, DiskFull)

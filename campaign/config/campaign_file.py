@@ -305,26 +305,57 @@ Sample = Annotated[
 
 
 class Loss(Model):
-    """Weights of the three parts of the training loss."""
+    """The training loss: what errors cost, and the weights of its three parts."""
 
+    kind: Literal["mse", "huber", "l4"] = Field(
+        "mse", description="squared errors; less for outliers (huber); or more for them (l4)"
+    )
+    delta: Positive = Field(
+        0.1, description="part of the labels' spread from which on an error counts linearly; of huber only"
+    )
     energy: NonNegative = Field(0.01, description="weight")
     forces: NonNegative = Field(0.95, description="weight")
     stress: NonNegative = Field(0.04, description="weight")
 
 
-class SchNet(Model):
-    """SchNet through SchNetPack, trained on energies, forces and stresses."""
+class Network(Model):
+    """What the networks of SchNetPack share; they are trained on energies, forces and stresses."""
 
-    model: Literal["schnet"] = "schnet"
+    model: str
     members: Count = Field(1, description="models in the ensemble")
     features: Count = Field(64, description="features of an atom")
     interactions: Count = Field(3, description="interaction blocks")
     cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
-    loss: Loss = Field(default_factory=Loss, description="weights of energy, forces and stress")
+    loss: Loss = Field(default_factory=Loss, description="kind, and weights of energy, forces and stress")
     epochs: Count = Field(200, description="passes over the training set")
+    patience: Count | None = Field(
+        None, description="epochs without a better one after which training ends; default it runs to its end"
+    )
     batch: Count = Field(1, description="frames in a training step")
     rate: Positive = Field(5e-3, description="largest learning rate of the schedule")
     wall: Switch = Field(True, description="repulsion inside 0.85 of the shortest distances in training")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="what it is trained on")
+
+
+class SchNet(Network):
+    """SchNet: continuous-filter convolutions over distances."""
+
+    model: Literal["schnet"] = "schnet"
+
+
+class PaiNN(Network):
+    """PaiNN: equivariant messages of scalars and vectors."""
+
+    model: Literal["painn"] = "painn"
+    rate: Positive = Field(1e-3, description="largest learning rate of the schedule")
+
+
+class SO3net(Network):
+    """SO3net: equivariant convolutions over spherical harmonics."""
+
+    model: Literal["so3net"] = "so3net"
+    l_max: Count = Field(2, le=6, description="highest degree of the spherical harmonics, at most 6")
+    rate: Positive = Field(1e-3, description="largest learning rate of the schedule")
 
 
 class FakeModel(Model):
@@ -336,7 +367,11 @@ class FakeModel(Model):
 
 
 Train = Annotated[
-    Annotated[SchNet, Tag("@schnet")] | Annotated[FakeModel, Tag("@fake")], Discriminator(tag_by("model"))
+    Annotated[SchNet, Tag("@schnet")]
+    | Annotated[PaiNN, Tag("@painn")]
+    | Annotated[SO3net, Tag("@so3net")]
+    | Annotated[FakeModel, Tag("@fake")],
+    Discriminator(tag_by("model")),
 ]
 
 

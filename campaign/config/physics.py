@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from campaign.config import packings
-from campaign.config.campaign_file import MOMT, NPT, PROTOTYPES, Errors, Loss
+from campaign.config.campaign_file import MOMT, NPT, PROTOTYPES, Errors, Loss, SchNet
 from campaign.config.data_files import Fault, find, find_frames, potential_header, structure
 from campaign.config.yaml_lines import Document, Problem, join, show
+
+#: Passes over the training set where none are written.
+EPOCHS = float(SchNet.model_fields["epochs"].default)
 
 #: Stages that each stage works on the results of.
 NEEDS = {
@@ -114,10 +117,22 @@ def check_keys(view: View) -> Iterator[Problem]:
     yield from _representation(view)
     yield from _selector(view)
     yield from _distillation(view)
+    yield from _training(view)
+
+
+def _training(view: View) -> Iterator[Problem]:
     loss = view.mapping("train", "loss")
-    names = list(Loss.model_fields)
-    if names and all(loss.get(n) == 0 for n in names):
+    weights = [name for name in Loss.model_fields if name not in ("kind", "delta")]
+    if all(loss.get(n) == 0 for n in weights):
         yield view.problem(("train", "loss"), "every weight is zero", loss, "give at least one a weight above 0")
+    kind = view.text("train", "loss", "kind") or "mse"
+    if view.get("train", "loss", "delta") is not None and kind in ("mse", "l4"):
+        what = f"'delta' is of 'kind: huber', and this loss is {kind}"
+        yield view.problem(("train", "loss", "delta"), what, loss["delta"], "remove it, or write 'kind: huber'")
+    patience, epochs = view.number("train", "patience"), view.number("train", "epochs", default=EPOCHS)
+    if patience and epochs and patience >= epochs:
+        what = f"training has {epochs:g} epochs and could never end early"
+        yield view.problem(("train", "patience"), what, patience, f"write less than {epochs:g}, or remove it")
 
 
 def _representation(view: View) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from campaign.engines.checkpoints import Execution
 from campaign.frames import Frames
 from campaign.tasks import Json
 
@@ -34,12 +35,13 @@ def train(
     spec: Mapping[str, Json],
     seed: int,
     on_epoch: Epoch,
-    delay: float = 0.0,
+    execution: Execution,
     counted: Sequence[Array] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Json]]:
     """Train the model that ``spec["model"]`` names; return its weights and a summary.
 
-    ``counted``, if given, tells for each block (n, a) which atoms' forces count.
+    ``counted``, if given, tells for each block (n, a) which atoms' forces count. A training that left a checkpoint
+    goes on from there, with the same result.
 
     Raises
     ------
@@ -49,10 +51,10 @@ def train(
     if spec["model"] == "fake":
         from campaign.engines import fake
 
-        return fake.train(blocks, seed, on_epoch, delay)
+        return fake.train(blocks, seed, on_epoch, execution.delay)
     from campaign.engines import schnetpack_train
 
-    return schnetpack_train.train(blocks, spec, seed, on_epoch, counted)
+    return schnetpack_train.train(blocks, spec, seed, on_epoch, counted, execution)
 
 
 def build_model(spec: Mapping[str, Json], weights: Mapping[str, Array]) -> Model:
@@ -89,4 +91,12 @@ def versions(model: str) -> dict[str, str]:
     """Return the versions of what a model runs."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in (("torch", "schnetpack") if model == "schnet" else ())}
+    return {name: version(name) for name in (() if model == "fake" else ("torch", "schnetpack"))}
+
+
+def load(model: str) -> None:
+    """Load what a model runs, once a worker."""
+    if model != "fake":
+        from campaign.engines.schnetpack import load_schnetpack
+
+        load_schnetpack()

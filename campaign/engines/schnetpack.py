@@ -1,7 +1,7 @@
-"""SchNetPack: SchNet as a representation and as a potential. Training is in ``schnetpack_train``.
+"""SchNetPack: SchNet, PaiNN and SO3net as potentials, SchNet as a representation. ``schnetpack_train`` trains them.
 
-Models are SchNetPack's own modules. Two things are done around them, both exact: filters are computed once for each
-pair instead of twice (:func:`schnet`), and outside training forces and stress come from the derivative to the pair
+Models are SchNetPack's own modules. Two things are done around them, both exact: SchNet's filters are computed once for
+each pair instead of twice (:func:`schnet`), and outside training forces and stress come from the derivative to the pair
 vectors, one backward pass without the strain of ``schnetpack.atomistic.Strain``.
 """
 
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     import torch
     from ase.calculators.calculator import Calculator
 
-#: Gaussians in which SchNet expands a distance.
+#: Models that this module builds, and the class of SchNetPack behind each.
+FAMILIES = {"schnet": "SchNet", "painn": "PaiNN", "so3net": "SO3net"}
+#: Gaussians in which a distance is expanded.
 RADIAL = 20
+#: Largest angular momentum of an SO3net whose spec has none.
+L_MAX = 2
 #: Stiffness of the wall that stands inside the shortest distances seen in training, eV (see ``Potential``).
 WALL = 2000.0
 #: Atoms of a chunk: keeps memory constant and the working set within the cache.
 _CHUNK_ATOMS = 1024
-_FORMAT = 1
+#: Format of an exported file; 1 had SchNet alone and no training set.
+_FORMAT = 2
 _UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3, tension positive"}
 Results = tuple[Array, Array, Array]
 
@@ -90,16 +95,42 @@ def schnet(features: int, interactions: int, cutoff: float, seed: int) -> Any:
         )
 
 
+def pairs_once(spec: Mapping[str, Any]) -> bool:
+    """Tell whether the model of a spec takes every pair once, or in both directions (where directions matter)."""
+    return bool(spec.get("model", "schnet") == "schnet")
+
+
+def _representation(spec: Mapping[str, Any], seed: int) -> Any:
+    """Return the seeded representation that ``spec["model"]`` names, SchNet where it names none."""
+    import torch
+
+    model = spec.get("model", "schnet")
+    if model == "schnet":
+        return schnet(spec["features"], spec["interactions"], spec["cutoff"], seed)
+    spk = load_schnetpack()
+    more = {"lmax": int(spec.get("l_max", L_MAX))} if model == "so3net" else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed & (2**63 - 1))
+        return getattr(spk.representation, FAMILIES[model])(
+            n_atom_basis=spec["features"],
+            n_interactions=spec["interactions"],
+            radial_basis=spk.nn.GaussianRBF(n_rbf=RADIAL, cutoff=spec["cutoff"]),
+            cutoff_fn=spk.nn.CosineCutoff(spec["cutoff"]),
+            **more,
+        )
+
+
 def network(spec: Mapping[str, Any], seed: int) -> Any:
     """Return SchNetPack's ``NeuralNetworkPotential`` with energy, forces and stress as outputs.
 
-    ``spec`` has features, interactions and cutoff (Å). Energy and its derivatives are in the units of the scale that
+    ``spec`` has ``features``, ``interactions``, ``cutoff`` (Å), ``model`` (one of ``FAMILIES``, ``schnet`` where there
+    is none) and, for SO3net, ``l_max``. Energy and its derivatives are in the units of the scale that
     :class:`Potential` multiplies back.
     """
     import torch
 
     spk = load_schnetpack()
-    representation = schnet(spec["features"], spec["interactions"], spec["cutoff"], seed)
+    representation = _representation(spec, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((seed & (2**62 - 1)) + 1)
         energy = spk.atomistic.Atomwise(n_in=spec["features"], output_key=spk.properties.energy)
@@ -131,18 +162,18 @@ def require_species(frames: Frames, known: Sequence[int], what: str) -> None:
         )
 
 
-def _inputs(frames: Frames, cutoff: float, dtype: Any = None, pairs: Neighbours | None = None) -> dict[str, Any]:
-    """Return SchNetPack's input of a block, each pair once, with the pair vectors already made."""
+def _inputs(frames: Frames, cutoff: float, dtype: Any, pairs: Neighbours | None, once: bool) -> dict[str, Any]:
+    """Return SchNetPack's input of a block, each pair once or twice, with the pair vectors already made."""
     import torch
 
     properties = load_schnetpack().properties
     if pairs is None:
-        pairs = neighbour_list(frames, cutoff, half=True)
-    half = pairs.half
+        pairs = neighbour_list(frames, cutoff, half=once)
+    half = pairs.half if once else slice(None)
     i, j = pairs.idx_i[half], pairs.idx_j[half]
     x = frames.positions.reshape(-1, 3)
     # in float64 up to here: the rounding of float32 then does not depend on where the atoms sit
-    vectors = torch.as_tensor(x[j] - x[i] + pairs.offsets[half], dtype=dtype or torch.float32)
+    vectors = torch.as_tensor(x[j] - x[i] + pairs.offsets[half], dtype=dtype)
     return {
         properties.Z: torch.as_tensor(frames.numbers.ravel().astype(np.int64)),
         properties.Rij: vectors,
@@ -164,17 +195,18 @@ class _Evaluates:
 
 
 class Potential(_Evaluates):
-    """A trained SchNet: energy, forces and stress of frames.
+    """A trained network (``FAMILIES``): energy, forces and stress of frames.
 
     Parameters
     ----------
     spec
-        ``features``, ``interactions`` and ``cutoff`` (Å); other keys are kept and not used.
+        What :func:`network` takes; other keys are kept and not used.
     weights
         As returned by ``schnetpack_train.train``: the network's state, ``reference.numbers`` (s,),
         ``reference.energies`` (s,) in eV, ``scale`` (1,) in eV and, if there is to be a wall, ``core`` (s, s) in Å: the
         wall's r0 for each two species, somewhat inside their shortest distance in training. So close no data says
         what the network does, and it may well bind; a pair there gets ``WALL (1 - r/r0)^3`` more energy.
+        ``training_set`` (16,), if it is there, is kept: the hash of what it was trained on.
     precision
         ``"float32"`` or ``"float64"``.
     """
@@ -183,6 +215,7 @@ class Potential(_Evaluates):
         import torch
 
         self.spec = dict(spec)
+        self._once = pairs_once(spec)
         self.weights = {k: np.asarray(v) for k, v in weights.items()}
         self.cutoff = float(spec["cutoff"])
         self.species = [int(z) for z in self.weights["reference.numbers"]]
@@ -209,7 +242,7 @@ class Potential(_Evaluates):
     def evaluate(self, frames: Frames, pairs: Neighbours | None = None) -> Results:
         """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive.
 
-        ``pairs``, if given, is the neighbour list of all ``frames`` at this cutoff.
+        ``pairs``, if given, is the neighbour list of all ``frames`` at this cutoff, in both directions.
 
         Raises
         ------
@@ -244,7 +277,7 @@ class Potential(_Evaluates):
     def _block(self, frames: Frames, pairs: Neighbours | None) -> tuple[Array, Array, Array, Array]:
         """Evaluate at once: E depends on pair vectors r only, so F and the virial are sums over g = dE/dr.
 
-        F_i = sum_j g_ij, and dE/dstrain = sum_ij r_ij (x) g_ij over pairs counted once.
+        F_i = sum_j (g_ij - g_ji), and dE/dstrain = sum_ij r_ij (x) g_ij, over the pairs that the model takes.
         """
         import torch
 
@@ -264,7 +297,7 @@ class Potential(_Evaluates):
 
     def _atomic(self, frames: Frames, pairs: Neighbours | None) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Return (n*a,) energies of the atoms over the scale, the pair vectors they come from, and all inputs."""
-        inputs = _inputs(frames, self.cutoff, self._dtype, pairs)
+        inputs = _inputs(frames, self.cutoff, self._dtype, pairs, self._once)
         r = inputs[load_schnetpack().properties.Rij].requires_grad_()
         hidden = self._model.representation(inputs)["scalar_representation"]
         atomic = self._model.output_modules[0].outnet(hidden)[:, 0]
@@ -284,20 +317,32 @@ class Potential(_Evaluates):
         core = self._core[z[i], z[j]]
         inside = torch.relu(core - torch.linalg.vector_norm(r, dim=1)) / core.clamp(min=1e-6)
         half = (0.5 * WALL / self.scale) * inside**3
-        return torch.zeros(len(z), dtype=r.dtype).index_add(0, i, half).index_add(0, j, half)
+        walls = torch.zeros(len(z), dtype=r.dtype).index_add(0, i, half)
+        return walls.index_add(0, j, half) if self._once else walls
+
+    @property
+    def training_set(self) -> str:
+        """Hash of the frames, labels and forces that it was trained on, 32 hex digits; empty where not known."""
+        found = self.weights.get("training_set")
+        return "" if found is None else found.astype(np.uint8).tobytes().hex()
 
     def export(self, path: Path | str) -> None:
-        """Write a torch file for :meth:`load`; it carries cutoff, species, units, reference energies and spec."""
+        """Write a torch file for :meth:`load`.
+
+        It carries cutoff (Å), species, units, reference energies (eV), spec and, where known, the hash of the training
+        set as 32 hex digits.
+        """
         import torch
 
         reference = {z: float(e) for z, e in zip(self.species, self.weights["reference.energies"], strict=True)}
         data = {
             "format": _FORMAT,
-            "model": "schnetpack.representation.SchNet",
+            "model": f"schnetpack.representation.{FAMILIES[self.spec.get('model', 'schnet')]}",
             "cutoff": self.cutoff,
             "species": self.species,
             "units": _UNITS,
             "reference_energies": reference,
+            "training_set": self.training_set,
             "spec": self.spec,
             "weights": {k: torch.from_numpy(np.array(v)) for k, v in self.weights.items()},
         }
@@ -324,13 +369,17 @@ class Potential(_Evaluates):
         except (RuntimeError, EOFError, KeyError, refused) as error:
             cause = str(error).split("\n")[0].split(". ")[0]
             raise EngineError(f"{path} cannot be read as a potential ({cause}); export the model again.") from error
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        if not isinstance(data, dict) or data.get("format") not in (1, _FORMAT):
             found = data.get("format") if isinstance(data, dict) else None
             raise EngineError(
                 f"{path} is not a potential of format {_FORMAT} (it says {found}); "
                 "export the model again with this version."
             )
-        return cls(data["spec"], {k: v.numpy() for k, v in data["weights"].items()}, precision)
+        try:
+            return cls(data["spec"], {k: v.numpy() for k, v in data["weights"].items()}, precision)
+        except (KeyError, RuntimeError, AttributeError) as error:  # weights that do not fit the network
+            cause = str(error).split("\n")[0]
+            raise EngineError(f"{path} is damaged ({cause}); export the model again.") from error
 
 
 class Committee(_Evaluates):
@@ -373,7 +422,7 @@ def _calculator(model: _Evaluates) -> Calculator:
     from ase.calculators.calculator import Calculator, all_changes
     from ase.stress import full_3x3_to_voigt_6_stress
 
-    class SchNetCalculator(Calculator):  # type: ignore[misc]
+    class PotentialCalculator(Calculator):  # type: ignore[misc]
         implemented_properties = ("energy", "free_energy", "forces", "stress")
 
         def calculate(
@@ -389,4 +438,4 @@ def _calculator(model: _Evaluates) -> Calculator:
                 "stress": full_3x3_to_voigt_6_stress(stress[0]),
             }
 
-    return SchNetCalculator()
+    return PotentialCalculator()

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign.engines.schnetpack import chunks, load_schnetpack, network
+from campaign.engines.checkpoints import Checkpoint, Execution
+from campaign.engines.schnetpack import load_schnetpack, network, pairs_once
+from campaign.engines.schnetpack_data import (
+    DELTA,
+    Targets,
+    Tensors,
+    collate,
+    examples_of,
+    require_labels,
+    shortest_distances,
+    targets_of,
+    training_set,
+)
 from campaign.errors import EngineError
 from campaign.frames import Array, Frames
-from campaign.science.neighbours import neighbour_list
-from campaign.science.references import offsets, reference_energies
+from campaign.science.losses import penalty
 
 if TYPE_CHECKING:
     import torch
 
 #: What a spec may leave out. Rates and averaging were tuned for minutes on one core, see ``train``.
 DEFAULTS: dict[str, Any] = {
+    "model": "schnet",
     "features": 64,
     "interactions": 3,
     "cutoff": 6.0,
-    "loss": {"energy": 0.01, "forces": 0.95, "stress": 0.04},
+    "loss": {"kind": "mse", "delta": DELTA, "energy": 0.01, "forces": 0.95, "stress": 0.04},
     "epochs": 200,
+    "patience": None,
     "batch": 1,
     "rate": 5e-3,
     "wall": True,
@@ -39,118 +54,9 @@ _WARM_UP = 0.1
 #: The wall stands at this part of the shortest distance in training: frames never seen come a little closer than
 #: that and are still predicted well, while the holes of the network lie deeper.
 _WALL_AT = 0.85
-#: Smallest spread by which a target is divided: eV/atom, eV/Å, eV/Å^3.
-_SMALLEST = {"energy": 1e-3, "forces": 1e-3, "stress": 1e-5}
-Tensors = dict[str, "torch.Tensor"]
-
-
-@dataclass(frozen=True)
-class Targets:
-    """How labels become numbers of order one.
-
-    Attributes
-    ----------
-    numbers, energies
-        (s,) species, and the reference energy of each, eV.
-    scale
-        eV (and eV/Å, eV/Å^3): the root mean square force; the network predicts energy, forces and stress over it.
-    weights
-        Factor of the squared error of each property.
-    """
-
-    numbers: Array
-    energies: Array
-    scale: float
-    weights: dict[str, float]
-
-
-def shortest_distances(blocks: Sequence[Frames], numbers: Array, cutoff: float) -> Array:
-    """Return (s, s) the shortest distance of each two of the species ``numbers``, Å; 0 where none is in the cutoff."""
-    core = np.full((len(numbers), len(numbers)), np.inf)
-    for block in blocks:
-        for part in chunks(block):
-            pairs = neighbour_list(block[part], cutoff)
-            kind = np.searchsorted(numbers, block[part].numbers.ravel())
-            np.minimum.at(core, (kind[pairs.idx_i], kind[pairs.idx_j]), pairs.distances(block[part].positions))
-    return np.where(np.isfinite(core), core, 0.0)
-
-
-def _targets(blocks: Sequence[Frames], loss: Mapping[str, float], counted: Sequence[Array] | None = None) -> Targets:
-    numbers, energies = reference_energies(blocks)
-    atoms = [b.forces if counted is None else b.forces[counted[k]] for k, b in enumerate(blocks)]
-    forces = np.concatenate([f.ravel() for f in atoms])
-    stress = np.concatenate([b.stress.ravel() for b in blocks])
-    left = np.concatenate([_interaction(b, numbers, energies) / b.n_atoms for b in blocks])
-    scale = max(float(np.sqrt(np.mean(forces**2))) if len(forces) else 0.0, _SMALLEST["forces"])
-    spread = {
-        "energy": max(float(np.sqrt(np.mean(left**2))), _SMALLEST["energy"]),
-        "forces": scale,
-        "stress": max(float(np.sqrt(np.mean(stress**2))), _SMALLEST["stress"]),
-    }
-    weights = {k: float(loss[k]) * (scale / spread[k]) ** 2 for k in spread}
-    return Targets(numbers, energies, scale, weights)
-
-
-def _interaction(block: Frames, numbers: Array, energies: Array) -> Array:
-    """Return (n,) energies less the reference energies of the atoms, eV."""
-    return np.asarray(block.energy - offsets(block, numbers, energies))
-
-
-def _examples(block: Frames, targets: Targets, cutoff: float, counted: Array | None = None) -> list[Tensors]:
-    """Return one SchNetPack input a frame with its targets: neighbours are searched once, here.
-
-    Where only some atoms' forces are ``counted`` (n, a), those of the others are not in the targets.
-    """
-    import torch
-
-    spk = load_schnetpack()
-    p = spk.properties
-    energy = _interaction(block, targets.numbers, targets.energies)
-
-    def real(values: Array) -> torch.Tensor:
-        return torch.as_tensor(np.ascontiguousarray(values), dtype=torch.float32)
-
-    out = []
-    for k in range(len(block)):
-        one = block[[k]]
-        pairs = neighbour_list(one, cutoff)
-        half = pairs.half
-        out.append(
-            {
-                p.Z: torch.as_tensor(one.numbers[0].astype(np.int64)),
-                p.R: real(one.positions[0]),
-                p.cell: real(one.cell),
-                p.idx_i: torch.as_tensor(pairs.idx_i[half]),
-                p.idx_j: torch.as_tensor(pairs.idx_j[half]),
-                p.offsets: real(pairs.offsets[half]),
-                p.n_atoms: torch.tensor([block.n_atoms]),
-                "target.energy": real(energy[[k]] / targets.scale),
-                "target.forces": real(one.forces[0] / targets.scale),
-                "target.stress": real(one.stress / targets.scale),
-            }
-        )
-        if counted is not None:
-            some = torch.as_tensor(counted[k])[:, None]
-            out[-1]["counted"] = some.to(torch.float32)
-            out[-1]["target.forces"] = torch.where(some, out[-1]["target.forces"], 0.0)
-    return out
-
-
-def _collate(examples: Sequence[Tensors]) -> Tensors:
-    """Join frames into one batch; atoms are renumbered."""
-    import torch
-
-    p = load_schnetpack().properties
-    batch = {k: torch.cat([e[k] for e in examples]) for k in examples[0]}
-    sizes = batch[p.n_atoms]
-    if len(examples) > 1:
-        first = torch.cumsum(sizes, 0) - sizes
-        edges = torch.tensor([len(e[p.idx_i]) for e in examples])
-        shift = first.repeat_interleave(edges)
-        batch[p.idx_i] = batch[p.idx_i] + shift
-        batch[p.idx_j] = batch[p.idx_j] + shift
-    batch[p.idx_m] = torch.arange(len(examples)).repeat_interleave(sizes)
-    return batch
+#: Raised when the same spec, seed and frames give other weights: no checkpoint from before is continued.
+_VERSION = 1
+OnEpoch = Callable[[dict[str, float]], None]
 
 
 def _off(found: Tensors, batch: Tensors) -> torch.Tensor:
@@ -159,48 +65,39 @@ def _off(found: Tensors, batch: Tensors) -> torch.Tensor:
     return off * batch["counted"] if "counted" in batch else off
 
 
-def _loss(found: Tensors, batch: Tensors, weights: Mapping[str, float]) -> torch.Tensor:
-    """Return the weighted squared errors, energies per atom, each over the spread of its labels.
+def loss_of(found: Tensors, batch: Tensors, targets: Targets) -> torch.Tensor:
+    """Return the weighted cost of the errors, energies per atom, each over the spread of its labels.
 
     The forces' part is divided by all atoms, counted or not: a force counts as much in a frame of which few count.
     """
-    import torch
-
     p = load_schnetpack().properties
-    atoms = batch[p.n_atoms]
-    energy = torch.mean(((found[p.energy] - batch["target.energy"]) / atoms) ** 2)
-    forces = torch.mean(_off(found, batch) ** 2)
-    stress = torch.mean((found[p.stress] - batch["target.stress"]) ** 2)
-    return weights["energy"] * energy + weights["forces"] * forces + weights["stress"] * stress
+    off = {
+        "energy": (found[p.energy] - batch["target.energy"]) / batch[p.n_atoms],
+        "forces": _off(found, batch),
+        "stress": found[p.stress] - batch["target.stress"],
+    }
+    energy, forces, stress = (
+        targets.weights[k] * penalty(errors, targets.kind, targets.deltas[k]) for k, errors in off.items()
+    )
+    return energy + forces + stress
 
 
-def _check(blocks: Sequence[Frames]) -> None:
-    if not sum(len(b) for b in blocks):
-        raise EngineError("There are no labelled frames to train on; label some first.")
-    for block in blocks:
-        for name in ("energy", "forces", "stress"):
-            good = np.isfinite(getattr(block, name).reshape(len(block), -1)).all(axis=1)
-            if not good.all():
-                bad = block[[int(np.argmin(good))]].ids[0]
-                raise EngineError(f"Frame {bad} has no finite {name}; train on labelled frames only.")
-
-
-class _Training:
-    """One run of Adam over the training frames.
+class _Optimisation:
+    """Adam on the weights, one batch after the other, and their running average.
 
     A plain loop over SchNetPack's model and not its ``AtomisticTask`` in a Lightning trainer: for 64 atoms, one frame
     a batch, a step takes 8.1 ms here and 9.8 ms there (one core, 64 features, cutoff 6 Å, nothing logged).
     """
 
-    def __init__(self, spec: Mapping[str, Any], seed: int, targets: Targets, frames: int) -> None:
+    def __init__(self, spec: Mapping[str, Any], seed: int, targets: Targets, frames: int, device: str = "cpu") -> None:
         import torch
 
         self.batch = max(1, min(int(spec["batch"]), frames))
         each = -(-frames // self.batch)
         self.epochs = max(1, round(spec["steps"] / each)) if spec.get("steps") else int(spec["epochs"])
         steps = max(self.epochs * each, 2)
-        self.weights = targets.weights
-        self.model = network(spec, seed)
+        self.targets = targets
+        self.model = network(spec, seed).to(device)
         self.average = copy.deepcopy(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=spec["rate"], fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -220,7 +117,7 @@ class _Training:
 
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = _loss(self.model(batch), batch, self.weights)
+        loss = loss_of(self.model(batch), batch, self.targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -239,18 +136,117 @@ class _Training:
         losses, squares, count = [], 0.0, 0
         for batch in batches:
             found = self.average(dict(batch))
-            losses.append(float(_loss(found, batch, self.weights).detach()))
+            losses.append(float(loss_of(found, batch, self.targets).detach()))
             squares += float((_off(found, batch) ** 2).sum())
             count += 3 * int(batch["counted"].sum()) if "counted" in batch else batch["target.forces"].numel()
         return float(np.mean(losses)), squares / max(count, 1)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next steps depend on."""
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer", "schedule")}
+        return {**parts, "done": self.done}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        for name in ("model", "average", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        self.done = int(state["done"])
+
+
+class _Run:
+    """A training from its first step, or from a checkpoint, to its last.
+
+    Parameters
+    ----------
+    optimisation
+        What takes the steps.
+    examples
+        All frames; those of ``order`` up to ``held`` are held back, the others trained on.
+    rng
+        Shuffles them; the only random numbers of a training after its first weights.
+    patience
+        Epochs without a better one after which it ends; None: never.
+    """
+
+    def __init__(
+        self, optimisation: _Optimisation, examples: list[Tensors], rng: np.random.Generator, patience: int | None
+    ) -> None:
+        self._optimisation, self._examples, self._rng, self._patience = optimisation, examples, rng, patience
+        self._order: Array = np.zeros(0, dtype=np.int64)  # of the epoch that is under way
+        self._losses: list[float] = []  # of its steps
+        self.history: list[tuple[float, float, float]] = []  # epoch, loss, force RMSE
+        self.best = _Best()
+        self.seconds = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether every epoch is done, or none was better for as many as the patience."""
+        epoch = len(self.history)
+        stale = self._patience is not None and epoch - self.best.epoch >= self._patience
+        return epoch >= self._optimisation.epochs or stale
+
+    def go(self, kept: Array, held: Array, rate: float, on_epoch: OnEpoch, checkpoint: Checkpoint) -> None:
+        """Train on ``kept`` frames; raises ``EngineError`` when the loss is no longer finite."""
+        run = self._optimisation
+        validation = [collate([self._examples[k]]) for k in held]
+        since = time.perf_counter() - self.seconds
+        for values in self.history:
+            on_epoch(_values(values))
+        while not self.ended:
+            if not len(self._order):
+                self._order = self._rng.permutation(kept)
+            for part in _split(self._order, run.batch)[len(self._losses) :]:
+                self._losses.append(run.step(collate([self._examples[k] for k in part])))
+                if checkpoint.due():
+                    self.seconds = time.perf_counter() - since
+                    checkpoint.save(self.state())
+            score, mse = run.validate(validation)
+            epoch = len(self.history) + 1
+            if not np.isfinite([*self._losses, score]).all():
+                raise EngineError(
+                    f"Training diverged in epoch {epoch}: the loss is not finite; lower the rate (now {rate})."
+                )
+            rmse = float(np.sqrt(mse)) * run.targets.scale
+            self.best.see(epoch, score, rmse, run.average)
+            self.history.append((float(epoch), float(np.mean(self._losses)), rmse))
+            self._order, self._losses = self._order[:0], []
+            on_epoch(_values(self.history[-1]))
+            if checkpoint.due(epochs=1):
+                self.seconds = time.perf_counter() - since
+                checkpoint.save(self.state())
+        self.seconds = time.perf_counter() - since
+
+    def state(self) -> dict[str, Any]:
+        """Return where it stands: tensors, numbers and text alone."""
+        import torch
+
+        return {
+            "optimisation": self._optimisation.state(),
+            "random": json.dumps(self._rng.bit_generator.state),
+            "order": torch.as_tensor(self._order),
+            "losses": torch.tensor(self._losses, dtype=torch.float64),
+            "history": torch.tensor(self.history, dtype=torch.float64).reshape(-1, 3),
+            "best": self.best.state(),
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self._optimisation.restore(state["optimisation"])
+        self._rng.bit_generator.state = json.loads(state["random"])
+        self._order, self._losses = state["order"].numpy().copy(), state["losses"].tolist()
+        self.history = [(e, loss, rmse) for e, loss, rmse in state["history"].tolist()]
+        self.best.restore(state["best"])
+        self.seconds = float(state["seconds"])
 
 
 def train(
     frames: Sequence[Frames],
     spec: Mapping[str, Any],
     seed: int,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
     counted: Sequence[Array] | None = None,
+    execution: Execution | None = None,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Train one model.
 
@@ -259,78 +255,111 @@ def train(
     frames
         Labelled blocks; they may differ in their number of atoms.
     spec
-        ``features``, ``interactions``, ``cutoff`` (Å), ``loss`` {energy, forces, stress}, ``epochs``, ``batch``
-        (frames), ``rate`` and ``wall`` (see ``schnetpack.Potential``; false leaves the bare network, for comparing
-        selections by the stability of their models). Missing keys are those of ``DEFAULTS``. The loss is a sum of
-        squared errors, each over the mean square of its labels, with these weights. ``steps``, where given, are steps
-        of the optimiser, about, instead of ``epochs``.
+        ``model``, ``features``, ``interactions``, ``cutoff`` (Å) and ``l_max`` (see ``schnetpack.network``), ``loss``
+        {kind, delta, energy, forces, stress}, ``epochs``, ``patience``, ``batch`` (frames), ``rate`` and ``wall`` (see
+        ``schnetpack.Potential``; false leaves the bare network, for comparing selections by the stability of their
+        models). Missing keys are those of ``DEFAULTS``. The loss is a sum of what the errors of each kind cost
+        (``science.losses.penalty``), each over the spread (RMS) of its labels, with these weights; ``delta`` is a part
+        of the spread. ``steps``, where given, are steps of the optimiser, about, instead of ``epochs``. With
+        ``patience``, training ends after so many epochs of which none was better on the frames held back.
     seed
         Decides the first weights, the held-back frames and the order. Same seed, same number of threads and same
-        hardware give the same weights.
+        hardware give the same weights, wherever the training was killed and continued.
     on_epoch
-        Called after each epoch with ``epoch`` (from 1), ``loss`` and ``force_rmse`` (held-back frames, eV/Å).
+        Called after each epoch with ``epoch`` (from 1), ``loss`` and ``force_rmse`` (held-back frames, eV/Å). A
+        training that is continued first calls it for the epochs that it has behind it.
     counted
         For each block, (n, a) bool: the atoms whose forces count. The other forces have no influence on the weights;
         energies and stresses of all frames do. None counts all.
+    execution
+        Where it keeps its checkpoint, and the device.
 
     Returns
     -------
     weights
         Arrays for ``schnetpack.Potential``: those of the best epoch, averaged over steps.
     summary
-        ``epochs``, ``best_epoch``, ``loss``, ``force_rmse`` (held back, eV/Å), ``train_frames``, ``held_back``,
-        ``seconds``, ``species``, ``elements_reference``.
+        ``epochs`` done, ``best_epoch``, ``loss``, ``force_rmse`` (held back, eV/Å), ``train_frames``, ``held_back``,
+        ``seconds``, ``species``, ``elements_reference``, ``training_set`` (its hash); ``continued`` from so many
+        epochs, and ``note``, where there is something to say of a checkpoint.
 
     Raises
     ------
     EngineError
-        No frames, a frame without labels, or a loss that is no longer finite.
+        No frames, a frame without labels, no such device, or a loss that is no longer finite.
     """
-    spec = DEFAULTS | dict(spec)
+    spec, execution = _resolved(spec), execution or Execution()
     blocks = [b for b in frames if len(b)]
     some = [c for b, c in zip(frames, counted, strict=True) if len(b)] if counted is not None else None
-    _check(blocks)
+    require_labels(blocks)
+    _require_device(execution.device)
     start = time.perf_counter()
-    targets, cutoff = _targets(blocks, spec["loss"], some), float(spec["cutoff"])
-    examples = [e for k, b in enumerate(blocks) for e in _examples(b, targets, cutoff, some[k] if some else None)]
+    targets, cutoff = targets_of(blocks, spec["loss"], some), float(spec["cutoff"])
+    examples = [
+        {key: value.to(execution.device) for key, value in example.items()}
+        for k, b in enumerate(blocks)
+        for example in examples_of(b, targets, cutoff, pairs_once(spec), some[k] if some else None)
+    ]
     rng = np.random.default_rng([seed & (2**63 - 1), 0x7261696E])
     order = rng.permutation(len(examples))
     held = max(1, round(_HELD_BACK * len(examples)))
     kept = order[held:] if len(examples) > 1 else order
-    run = _Training(spec, seed, targets, len(kept))
-    validation = [_collate([examples[k]]) for k in order[:held]]
-    best = _Best()
-    for epoch in range(1, run.epochs + 1):
-        shuffled = rng.permutation(kept)
-        losses = [run.step(_collate([examples[k] for k in part])) for part in _split(shuffled, run.batch)]
-        score, mse = run.validate(validation)
-        if not np.isfinite([*losses, score]).all():
-            raise EngineError(
-                f"Training diverged in epoch {epoch}: the loss is not finite; lower the rate (now {spec['rate']})."
-            )
-        rmse = float(np.sqrt(mse)) * targets.scale
-        best.see(epoch, score, rmse, run.average)
-        if on_epoch is not None:
-            on_epoch({"epoch": epoch, "loss": float(np.mean(losses)), "force_rmse": rmse})
-    weights = best.weights | {
+    run = _Run(_Optimisation(spec, seed, targets, len(kept), execution.device), examples, rng, spec["patience"])
+    learnt = training_set(blocks, some)
+    checkpoint = Checkpoint(execution.checkpoint, _identity(spec, seed, learnt))
+    state, note = checkpoint.load()
+    if state is not None:
+        run.restore(state)
+    behind = len(run.history)
+    prepared = time.perf_counter() - start
+    run.go(kept, order[:held], spec["rate"], on_epoch or (lambda values: None), checkpoint)
+    weights = run.best.weights | {
         "reference.numbers": targets.numbers,
         "reference.energies": targets.energies,
         "scale": np.array([targets.scale]),
+        "training_set": np.frombuffer(learnt, dtype=np.uint8),
     }
     if spec["wall"]:
         weights["core"] = _WALL_AT * shortest_distances(blocks, targets.numbers, cutoff)
     summary = {
-        "epochs": run.epochs,
-        "best_epoch": best.epoch,
-        "loss": best.score,
-        "force_rmse": best.force_rmse,
+        "epochs": len(run.history),
+        "best_epoch": run.best.epoch,
+        "loss": run.best.score,
+        "force_rmse": run.best.force_rmse,
         "train_frames": len(kept),
         "held_back": held,
-        "seconds": time.perf_counter() - start,
+        "seconds": prepared + run.seconds,
         "species": [int(z) for z in targets.numbers],
         "elements_reference": {int(z): float(e) for z, e in zip(targets.numbers, targets.energies, strict=True)},
+        "training_set": learnt.hex(),
     }
-    return weights, summary
+    return weights, summary | ({"continued": behind} if state is not None else {}) | ({"note": note} if note else {})
+
+
+def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a spec with the defaults of what it leaves out, also within its loss."""
+    return DEFAULTS | dict(spec) | {"loss": DEFAULTS["loss"] | dict(spec.get("loss", {}))}
+
+
+def _identity(spec: Mapping[str, Any], seed: int, learnt: bytes) -> str:
+    """Return what names a training: everything that decides its weights, the programs among it."""
+    programs = [_VERSION, version("torch"), version("schnetpack")]
+    text = json.dumps([programs, spec, seed, learnt.hex()], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    if device != "cpu" and not torch.cuda.is_available():
+        raise EngineError(
+            f"train.device is {device}, and this worker sees no GPU; write 'device: cpu', or run on a site whose "
+            "workers have GPUs, with a torch that was installed for them."
+        )
+
+
+def _values(epoch: tuple[float, float, float]) -> dict[str, float]:
+    return {"epoch": int(epoch[0]), "loss": epoch[1], "force_rmse": epoch[2]}
 
 
 def _split(order: Array, batch: int) -> list[Array]:
@@ -348,4 +377,14 @@ class _Best:
     def see(self, epoch: int, score: float, force_rmse: float, model: Any) -> None:
         if score < self.score:
             self.epoch, self.score, self.force_rmse = epoch, score, force_rmse
-            self.weights = {k: v.numpy().copy() for k, v in model.state_dict().items()}
+            self.weights = {k: v.cpu().numpy().copy() for k, v in model.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        import torch
+
+        weights = {k: torch.from_numpy(v) for k, v in self.weights.items()}
+        return {"epoch": self.epoch, "score": self.score, "force_rmse": self.force_rmse, "weights": weights}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.epoch, self.score, self.force_rmse = state["epoch"], state["score"], state["force_rmse"]
+        self.weights = {k: v.numpy() for k, v in state["weights"].items()}

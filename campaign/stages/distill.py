@@ -27,6 +27,7 @@ from campaign.frames import parse_frame_id
 from campaign.stages.board import HELD_OUT, Board, FrameSet
 from campaign.stages.distilling import choose, first, grid, score, train_member
 from campaign.stages.selecting import LIMITS, compared_sets, draw
+from campaign.stages.trained import split_extra
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
@@ -238,9 +239,8 @@ class Distill:
 def _model(campaign: Campaign, spec: dict[str, Json]) -> tuple[dict[str, Json], dict[str, Json]]:
     """Return what the members are (``{model, spec}``), and what does not decide their result."""
     assert campaign.train is not None
-    model: dict[str, Json] = campaign.train.model_dump(mode="json")
+    model, extra = split_extra(campaign.train.model_dump(mode="json"))
     model.pop("members")
-    extra = {"delay": model.pop("delay")} if "delay" in model else {}
     if "wall" in model:
         model["wall"] = False  # the network is to be judged, not what stands before its holes
     for key in ("epochs", "steps"):
@@ -273,10 +273,9 @@ def _pieces(board: Board) -> list[Piece]:
 
 def load(task: Task) -> None:
     """Load what the work needs, once a worker."""
-    if task.params.get("model") == "schnet":
-        from campaign.engines.schnetpack import load_schnetpack
+    from campaign.engines.models import load
 
-        load_schnetpack()
+    load(task.params.get("model", "fake"))
 
 
 def work(task: Task, context: Context) -> Outcome:

@@ -16,7 +16,7 @@ from campaign.science.refusals import Limits, refusals
 from campaign.science.selection import Batch, RandomSelector, Reservoir, frame_hash
 from campaign.science.selectors import build_selector
 from campaign.stages.selecting import COLUMNS
-from campaign.stages.trained import counted_of, load_models, pack_counted, train_watched
+from campaign.stages.trained import counted_of, execution_of, load_models, pack_counted, train_watched
 from campaign.tasks import Context, Json, Outcome, Task
 
 if TYPE_CHECKING:
@@ -90,14 +90,16 @@ def train_member(task: Task, context: Context, store: Store) -> Outcome:
     blocks = store.collect("sample", [f for f, m in zip(frames, mine, strict=True) if m])
     seed = int(np.random.SeedSequence(p["seed"]).generate_state(1)[0])
     counted = counted_of(store, task.inputs[1:] if p.get("atoms") else [], blocks)
-    delay = task.extra.get("delay", 0.0)
-    model, arrays, summary = train_watched(blocks, p["spec"], seed, context.folder(task), delay, counted)
+    folder = context.folder(task)
+    execution = execution_of(task, folder)
+    model, arrays, summary = train_watched(blocks, p["spec"], seed, folder, execution, counted)
     rest = store.collect("sample", [f for f, m in zip(frames, mine, strict=True) if not m])
     off = [model.atomic_energies(b).sum(axis=1) - b.energy for b in rest]
     errors = [np.abs(d) / b.n_atoms for d, b in zip(off, rest, strict=True)]
     mae = float(np.concatenate(errors).mean()) if errors else math.nan
     summary |= {"frames": n, "of": len(frames), "validation_mae": mae if math.isfinite(mae) else None}
-    return Outcome(summary, arrays, versions=versions(p["model"]))
+    scratch = (execution.checkpoint,) if execution.checkpoint else ()
+    return Outcome(summary, arrays, versions=versions(p["model"]), scratch=scratch)
 
 
 def score(task: Task, store: Store) -> Outcome:

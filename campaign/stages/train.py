@@ -9,7 +9,7 @@ import numpy as np
 
 from campaign.errors import EngineError
 from campaign.stages.board import Board
-from campaign.stages.trained import counted_of, export_model, model_path, train_watched
+from campaign.stages.trained import counted_of, execution_of, export_model, model_path, split_extra, train_watched
 from campaign.tasks import Context, Outcome, Record, Task, new_record
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ class Train:
 
     def __init__(self, campaign: Campaign) -> None:
         assert campaign.train is not None
-        spec = campaign.train.model_dump(mode="json")
+        spec, self._extra = split_extra(campaign.train.model_dump(mode="json"))
         self._members: int = spec.pop("members")
-        self._extra = {"delay": spec.pop("delay")} if "delay" in spec else {}
         self._spec = spec
         self._seed = campaign.seed
         self._sets_of: dict[str, list[str]] = {}
@@ -90,14 +89,15 @@ class Train:
 
 def load(task: Task) -> None:
     """Load what the work needs, once a worker."""
-    if task.params["model"] == "schnet":
-        from campaign.engines.schnetpack import load_schnetpack
+    from campaign.engines.models import load
 
-        load_schnetpack()
+    load(task.params["model"])
 
 
 def work(task: Task, context: Context) -> Outcome:
     """Train one model on the labelled frames; each epoch leaves a line in the task's folder for the live view.
+
+    A training that was killed goes on from its checkpoint in that folder.
 
     The last inputs, as many as ``choices`` says, are the tasks that decided of which atoms the forces count.
     """
@@ -112,7 +112,9 @@ def work(task: Task, context: Context) -> Outcome:
     counted = counted_of(store, task.inputs[labels:], blocks)
     seed = int(np.random.SeedSequence(task.params["seed"]).generate_state(1)[0])
     spec = {k: v for k, v in task.params.items() if k not in ("seed", "choices")}
-    delay = task.extra.get("delay", 0.0)
-    model, arrays, summary = train_watched(blocks, spec, seed, context.folder(task), delay, counted)
+    folder = context.folder(task)
+    execution = execution_of(task, folder)
+    model, arrays, summary = train_watched(blocks, spec, seed, folder, execution, counted)
     export_model(model, model_path(context.run / "models", new_record(task, context.attempt)))
-    return Outcome(summary, arrays, versions=versions(task.params["model"]))
+    scratch = (execution.checkpoint,) if execution.checkpoint else ()
+    return Outcome(summary, arrays, versions=versions(task.params["model"]), scratch=scratch)

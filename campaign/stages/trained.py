@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from campaign.engines.checkpoints import NAME, Execution
 from campaign.engines.models import Model, build_model, train
 from campaign.frames import Array, Frames
 from campaign.store.store import Store
-from campaign.tasks import Json, Record
+from campaign.tasks import Json, Record, Task
 
 #: Names of a published training's arrays: its weights, and its history (epoch, loss, force RMSE on held-back frames).
 WEIGHTS, HISTORY = "weights.", "history"
@@ -21,17 +22,29 @@ WEIGHTS, HISTORY = "weights.", "history"
 COUNTED, ATOMS = "counted", "atoms"
 
 
+def execution_of(task: Task, folder: Path) -> Execution:
+    """Return how a task's training is carried out: its checkpoint in the task's ``folder``, and its extras."""
+    return Execution(folder / NAME, task.extra.get("device", "cpu"), task.extra.get("delay", 0.0))
+
+
+def split_extra(spec: dict[str, Json]) -> tuple[dict[str, Json], dict[str, Json]]:
+    """Return a model's keys of the campaign file that decide its weights, and those that do not."""
+    extra: dict[str, Json] = {key: spec[key] for key in ("delay", "device") if key in spec}
+    return {key: value for key, value in spec.items() if key not in extra}, extra
+
+
 def train_watched(
     blocks: Sequence[Frames],
     spec: dict[str, Json],
     seed: int,
     folder: Path,
-    delay: float = 0.0,
+    execution: Execution,
     counted: Sequence[Array] | None = None,
 ) -> tuple[Model, dict[str, Array], dict[str, Json]]:
     """Train one model; each epoch leaves a line in ``folder`` for the live view.
 
-    ``counted``, if given, tells for each block (n, a) which atoms' forces count (``counted_of``).
+    ``counted``, if given, tells for each block (n, a) which atoms' forces count (``counted_of``). A training that was
+    killed is continued from ``execution.checkpoint``, which is to be removed once the result is published.
 
     Returns
     -------
@@ -45,7 +58,7 @@ def train_watched(
             history.append([values["epoch"], values["loss"], values["force_rmse"]])
             lines.write(json.dumps(values) + "\n")
 
-        weights, summary = train(blocks, spec, seed, on_epoch, delay, counted)
+        weights, summary = train(blocks, spec, seed, on_epoch, execution, counted)
     arrays: dict[str, Array] = {WEIGHTS + name: value for name, value in weights.items()}
     arrays[HISTORY] = np.array(history, dtype="float64").reshape(-1, 3)
     return build_model(spec, weights), arrays, {**summary, "model": spec}

@@ -115,6 +115,11 @@ CASES = {
     "misspelt select": Wrong("rnd_stream", "rnd_steam", 14, "select.method", "'rnd_steam'", "'rnd_stream'"),
     "misspelt engine": Wrong("engine: lammps", "engine: lamps", 15, "label.engine", "'lamps'", "'lammps'"),
     "misspelt model": Wrong("model: schnet", "model: shcnet", 16, "train.model", "'shcnet'", "'schnet'"),
+    "misspelt loss": Wrong("members: 2", "loss: {kind: l5}", 16, "train.loss.kind", "'l5'", "'l4'"),
+    "misspelt device": Wrong("members: 2", "device: gpu", 16, "train.device", "'gpu'", "cpu, cuda"),
+    "l_max of a model without": Wrong("members: 2", "l_max: 2", 16, "train.l_max", "2", "the keys here are"),
+    "l_max too large": Wrong("schnet, members: 2", "so3net, l_max: 9", 16, "train.l_max", "9", "at most 6"),
+    "patience of no epoch": Wrong("members: 2", "patience: 0", 16, "train.patience", "0", "at least 1"),
     "missing method": Wrong("{method: rdf}", "{bins: 50}", 20, "validate[2].method", "nothing", "rdf"),
     "misspelt word method": Wrong("{method: rdf}", "{metod: rdf}", 20, "validate[2].method", "nothing", "method: ..."),
     "variant is text": Wrong("{engine: lammps}", "lammps", 15, "label", "'lammps'", "{engine:"),
@@ -257,6 +262,18 @@ CASES = {
     ),
     "held out more than pool": Wrong(
         "held_out: 200", "held_out: 2000", 18, "validate[0].held_out", "2000", "held_out: 1568"
+    ),
+    "delta of another loss": Wrong(
+        "members: 2", "loss: {kind: l4, delta: 0.2}", 16, "train.loss.delta", "0.2", "write 'kind: huber'"
+    ),
+    "patience as long as training": Wrong(
+        "members: 2", "epochs: 20, patience: 20", 16, "train.patience", "20", "write less than 20"
+    ),
+    "patience as long as training by default": Wrong(
+        "members: 2", "patience: 200", 16, "train.patience", "200", "write less than 200"
+    ),
+    "all weights zero, another kind": Wrong(
+        "members: 2", "loss: {kind: l4, energy: 0, forces: 0, stress: 0}", 16, "train.loss", "kind", "weight above 0"
     ),
     "all weights zero": Wrong(
         "members: 2", "loss: {energy: 0, forces: 0, stress: 0}", 16, "train.loss", "{energy: 0", "weight above 0"

@@ -7,7 +7,8 @@ from ase.build import bulk
 
 from campaign.engines.fake import ToyCrystal
 from campaign.engines.schnetpack import load_schnetpack, network
-from campaign.engines.schnetpack_train import _collate, _examples, _loss, _targets, train
+from campaign.engines.schnetpack_data import collate, examples_of, targets_of
+from campaign.engines.schnetpack_train import loss_of, train
 from campaign.frames import Frames
 
 SPEC = {"features": 8, "interactions": 1, "cutoff": 4.5, "epochs": 3, "batch": 2, "rate": 1e-3}
@@ -89,7 +90,7 @@ def test_counting_all_is_what_it_is_without_a_choice(blocks):
 def test_forces_are_scaled_by_those_that_count(blocks):
     frames, counted = blocks
     forces = np.concatenate([b.forces[c].ravel() for b, c in zip(frames, counted, strict=True)])
-    assert _targets(frames, LOSS, counted).scale == pytest.approx(np.sqrt(np.mean(forces**2)))
+    assert targets_of(frames, LOSS, counted).scale == pytest.approx(np.sqrt(np.mean(forces**2)))
     none = [np.zeros(b.numbers.shape, dtype=bool) for b in frames]
     weights, _ = train(frames, SPEC, 3, counted=none)
     assert all(np.isfinite(v).all() for v in weights.values())
@@ -97,9 +98,9 @@ def test_forces_are_scaled_by_those_that_count(blocks):
 
 def batch_of(blocks):
     frames, counted = blocks
-    targets = _targets(frames, LOSS, counted)
-    examples = [e for b, c in zip(frames, counted, strict=True) for e in _examples(b, targets, 4.5, c)]
-    return {k: v.double() if v.is_floating_point() else v for k, v in _collate(examples).items()}, targets
+    targets = targets_of(frames, LOSS, counted)
+    examples = [e for b, c in zip(frames, counted, strict=True) for e in examples_of(b, targets, 4.5, counted=c)]
+    return {k: v.double() if v.is_floating_point() else v for k, v in collate(examples).items()}, targets
 
 
 def test_the_loss_has_the_gradient_of_the_terms_that_count_and_no_other(blocks):
@@ -110,7 +111,7 @@ def test_the_loss_has_the_gradient_of_the_terms_that_count_and_no_other(blocks):
         key: (batch[f"target.{name}"] + torch.randn(batch[f"target.{name}"].shape, generator=rng)).requires_grad_()
         for key, name in ((p.energy, "energy"), (p.forces, "forces"), (p.stress, "stress"))
     }
-    loss = _loss(found, batch, targets.weights)
+    loss = loss_of(found, batch, targets)
     loss.backward()
     counts = batch["counted"].bool()[:, 0]
     assert 0 < counts.sum() < len(counts)
@@ -125,7 +126,7 @@ def test_the_weights_move_down_the_slope_of_the_masked_loss(blocks):
     """Derivatives by the network's weights, through the forces, against finite differences."""
     batch, targets = batch_of(blocks)
     model = network(SPEC, 0).double()
-    loss = _loss(model(dict(batch)), batch, targets.weights)
+    loss = loss_of(model(dict(batch)), batch, targets)
     gradient = torch.autograd.grad(loss, list(model.parameters()))
     rng = torch.Generator().manual_seed(1)
     way = [torch.randn(w.shape, generator=rng, dtype=w.dtype) for w in model.parameters()]
@@ -135,7 +136,7 @@ def test_the_weights_move_down_the_slope_of_the_masked_loss(blocks):
         with torch.no_grad():
             for w, d in zip(model.parameters(), way, strict=True):
                 w.add_(d, alpha=step)
-        value = float(_loss(model(dict(batch)), batch, targets.weights).detach())
+        value = float(loss_of(model(dict(batch)), batch, targets).detach())
         with torch.no_grad():
             for w, d in zip(model.parameters(), way, strict=True):
                 w.add_(d, alpha=-step)

@@ -6,12 +6,16 @@ import torch
 from ase.build import bulk
 
 from campaign.engines.schnetpack import WALL, Committee, Potential, load_schnetpack, network, schnet
-from campaign.engines.schnetpack_train import reference_energies, shortest_distances, train
+from campaign.engines.schnetpack_data import collate, examples_of, shortest_distances, targets_of, training_set
+from campaign.engines.schnetpack_train import loss_of, train
 from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
+from campaign.science.references import reference_energies
 
 SPEC = {"features": 16, "interactions": 2, "cutoff": 4.0}
+FAMILIES = {name: {**SPEC, "model": name} for name in ("schnet", "painn", "so3net")}
+FAMILIES["so3net of l 3"] = {**SPEC, "model": "so3net", "l_max": 3, "interactions": 1}
 
 
 def crystal(n=3, seed=0, size=(1, 1, 1), noise=0.15):
@@ -80,11 +84,19 @@ def test_each_pair_once_gives_schnetpacks_own_representation():
 # --- the potential
 
 
-@pytest.mark.parametrize("core", [None, 3.2])  # 3.2 Å: many pairs are inside the wall
-def test_forces_and_stress_are_derivatives_of_the_energy(core):
-    potential = untrained()
-    if core:
-        potential = Potential(SPEC, potential.weights | {"core": np.full((2, 2), core)}, "float64")
+def walled(spec, seed=0):
+    """Return a potential with a wall at 3.2 Å: many pairs are inside."""
+    return Potential(spec, untrained(spec, seed).weights | {"core": np.full((2, 2), 3.2)}, "float64")
+
+
+@pytest.mark.parametrize("wall", [False, True])
+@pytest.mark.parametrize("family", [*FAMILIES, "committee"])
+def test_forces_and_stress_are_derivatives_of_the_energy(family, wall):
+    make = walled if wall else untrained
+    if family == "committee":
+        potential = Committee([make(spec, seed) for seed, spec in enumerate(FAMILIES.values())])
+    else:
+        potential = make(FAMILIES[family])
     frame = crystal(1, seed=4)
     _, forces, stress = potential.evaluate(frame)
     h = 1e-4
@@ -100,6 +112,7 @@ def test_forces_and_stress_are_derivatives_of_the_energy(core):
             up, down = (energy(frame.positions + s * step, frame.cell) for s in (1, -1))
             numeric[i, c] = -(up - down) / (2 * h)
     scale = np.abs(numeric).max()
+    assert scale > 1e-3
     np.testing.assert_allclose(forces[0] / scale, numeric / scale, atol=1e-5)
     strained = np.zeros((3, 3))
     for a in range(3):
@@ -117,13 +130,15 @@ def test_forces_and_stress_are_derivatives_of_the_energy(core):
     np.testing.assert_allclose(stress[0] / scale, strained / scale, atol=1e-5)
 
 
-def test_the_same_as_schnetpacks_strain_and_forces():
-    potential = untrained()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_as_schnetpacks_strain_and_forces(family):
+    spec = FAMILIES[family]
+    potential = untrained(spec)
     frames = crystal(3)
     spk = load_schnetpack()
     p = spk.properties
     pairs = neighbour_list(frames, 4.0)
-    half = pairs.half
+    half = pairs.half if family == "schnet" else slice(None)
     inputs = {
         p.Z: torch.as_tensor(frames.numbers.ravel().astype(int)),
         p.R: torch.tensor(frames.positions.reshape(-1, 3)),
@@ -134,15 +149,31 @@ def test_the_same_as_schnetpacks_strain_and_forces():
         p.idx_m: torch.arange(3).repeat_interleave(8),
         p.n_atoms: torch.full((3,), 8),
     }
-    theirs = network(SPEC, 0).double().eval()(inputs)
+    theirs = network(spec, 0).double().eval()(inputs)
     energy, forces, stress = potential.evaluate(frames)
     np.testing.assert_allclose(energy, theirs[p.energy].detach() * 0.7 - 5.0 * 4, atol=1e-10)
     np.testing.assert_allclose(forces.reshape(-1, 3), theirs[p.forces] * 0.7, atol=1e-10)
     np.testing.assert_allclose(stress, theirs[p.stress].detach() * 0.7, atol=1e-10)
 
 
-def test_in_chunks_one_by_one_and_as_a_larger_cell():
-    potential = untrained(precision="float32")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_turned_about_energy_is_the_same_and_forces_turn_with_it(family):
+    from scipy.spatial.transform import Rotation
+
+    potential = untrained(FAMILIES[family])
+    frame = crystal(1, seed=6)
+    turn = Rotation.from_rotvec([0.4, -1.1, 0.7]).as_matrix().T
+    turned = frame.with_(positions=frame.positions @ turn, cell=frame.cell @ turn)
+    energy, forces, stress = potential.evaluate(frame)
+    again = potential.evaluate(turned)
+    np.testing.assert_allclose(again[0], energy, rtol=1e-6)
+    np.testing.assert_allclose(again[1], forces @ turn, atol=2e-6 * np.abs(forces).max())
+    np.testing.assert_allclose(again[2], turn.T @ stress @ turn, atol=2e-6 * np.abs(stress).max())
+
+
+@pytest.mark.parametrize("family", ["schnet", "painn", "so3net"])
+def test_in_chunks_one_by_one_and_as_a_larger_cell(family):
+    potential = untrained(FAMILIES[family], precision="float32")
     frames = crystal(40, size=(2, 2, 2))  # several chunks
     energy, forces, stress = potential.evaluate(frames)
     for k in (0, 17, 39):
@@ -196,18 +227,44 @@ def test_unknown_species_and_broken_frames_are_refused():
         untrained().evaluate(frames.with_(positions=frames.positions * np.nan))
 
 
-def test_file_carries_everything_and_is_read_without_pickle(tmp_path):
-    potential = untrained(precision="float32")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_file_carries_everything_and_is_read_without_pickle(tmp_path, family):
+    spec = FAMILIES[family]
+    learnt = np.arange(16, dtype=np.uint8)
+    potential = untrained(spec, precision="float32")
+    potential = Potential(spec, potential.weights | {"training_set": learnt})
     potential.export(tmp_path / "model.pt")
     data = torch.load(tmp_path / "model.pt", weights_only=True)
     assert data["cutoff"] == 4.0
     assert data["species"] == [11, 17]
     assert data["units"]["stress"].startswith("eV/Å^3")
     assert data["reference_energies"] == {11: -1.5, 17: -3.5}
-    assert data["spec"] == SPEC
+    assert data["spec"] == spec
+    assert data["training_set"] == "000102030405060708090a0b0c0d0e0f"
+    assert data["model"].lower().startswith(f"schnetpack.representation.{family.split()[0]}")
     again = Potential.load(tmp_path / "model.pt")
+    assert again.training_set == data["training_set"]
     for a, b in zip(again.evaluate(crystal()), potential.evaluate(crystal()), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_of_the_first_format_still_loads(tmp_path):
+    potential = untrained(precision="float32")
+    potential.export(tmp_path / "model.pt")
+    data = torch.load(tmp_path / "model.pt", weights_only=True)
+    del data["training_set"]
+    torch.save({**data, "format": 1}, tmp_path / "first.pt")
+    again = Potential.load(tmp_path / "first.pt")
+    assert again.training_set == ""
+    np.testing.assert_array_equal(again.evaluate(crystal())[0], potential.evaluate(crystal())[0])
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    untrained().export(tmp_path / "model.pt")
+    data = torch.load(tmp_path / "model.pt", weights_only=True)
+    torch.save({**data, "spec": {**SPEC, "features": 8}}, tmp_path / "other.pt")
+    with pytest.raises(EngineError, match=r"other.pt is damaged .*export the model again"):
+        Potential.load(tmp_path / "other.pt")
 
 
 def test_a_file_that_is_no_potential_is_refused(tmp_path):
@@ -226,8 +283,18 @@ def test_a_file_that_is_no_potential_is_refused(tmp_path):
 # --- training
 
 
-def test_training_learns_energy_forces_and_stress():
-    spec = {**SPEC, "epochs": 60, "batch": 2, "rate": 5e-3}
+@pytest.mark.parametrize(
+    ("family", "rate", "loss"),
+    [
+        ("schnet", 5e-3, {}),
+        ("schnet", 5e-3, {"kind": "huber"}),
+        ("schnet", 5e-3, {"kind": "l4"}),
+        ("painn", 3e-3, {}),
+        pytest.param("so3net", 3e-3, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_training_learns_energy_forces_and_stress(family, rate, loss):
+    spec = {**FAMILIES[family], "epochs": 60, "batch": 2, "rate": rate, "loss": loss}
     seen = []
     weights, summary = train([labelled(12), labelled(10, seed=5)], spec, 1, seen.append)
     assert [s["epoch"] for s in seen] == list(range(1, 61))
@@ -248,6 +315,16 @@ def test_same_seed_same_weights_and_another_seed_others():
     a, b, c = (train([labelled(4)], spec, seed)[0] for seed in (0, 0, 1))
     assert all(np.array_equal(a[k], b[k]) for k in a)
     assert not all(np.array_equal(a[k], c[k]) for k in a)
+
+
+def test_the_hash_of_a_training_set_is_that_of_its_frames_and_labels(tmp_path):
+    frames = labelled(3)
+    weights, summary = train([frames], {**SPEC, "epochs": 1}, 0)
+    assert Potential(SPEC, weights).training_set == summary["training_set"] == training_set([frames]).hex()
+    forces = frames.forces.copy()
+    forces[1, 2, 0] = np.nextafter(forces[1, 2, 0], 9.0)
+    other = [training_set([frames.with_(forces=forces)]), training_set([frames[:2]]), training_set([frames[[1, 0, 2]]])]
+    assert len({training_set([frames]), *other}) == 4
 
 
 def test_a_single_frame_can_be_trained_on():
@@ -291,8 +368,50 @@ def test_wall_stands_inside_the_shortest_distances_of_training_and_only_there():
     np.testing.assert_allclose(added[1][0, 1], [3 * WALL * 0.2**2 / core[0, 1], 0, 0], rtol=1e-4)
 
 
-def test_an_isolated_atom_has_its_reference_energy_and_no_force():
-    potential = untrained()
+@pytest.mark.parametrize("kind", ["mse", "huber", "l4"])
+def test_training_goes_down_the_slope_of_its_loss(kind):
+    """Derivatives by the weights, through forces and stress, against finite differences."""
+    spec = {**FAMILIES["painn"], "features": 8}
+    frames = labelled(2)
+    loss = {"kind": kind, "delta": 0.3, "energy": 0.3, "forces": 0.6, "stress": 0.1}
+    targets = targets_of([frames], loss)
+    batch = collate(examples_of(frames, targets, 4.0, once=False))
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    model = network(spec, 0).double()
+
+    def value():
+        return loss_of(model(dict(batch)), batch, targets)
+
+    gradient = torch.autograd.grad(value(), list(model.parameters()))
+    rng = torch.Generator().manual_seed(1)
+    way = [torch.randn(w.shape, generator=rng, dtype=w.dtype) for w in model.parameters()]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, way, strict=True))
+    found = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for w, d in zip(model.parameters(), way, strict=True):
+                w.add_(d, alpha=step)
+        found.append(float(value().detach()))
+    assert slope == pytest.approx((found[0] - found[1]) / 2e-6, rel=1e-4)
+    assert abs(slope) > 1e-6
+
+
+@pytest.mark.parametrize("family", ["painn", "so3net"])
+def test_a_perfect_crystal_can_be_trained_on(family):
+    """Directions along the axes, where powers of zero are differentiated twice."""
+    perfect = Frames.from_ase([bulk("NaCl", "rocksalt", a=a, cubic=True) for a in (5.5, 5.64, 5.8)])
+    frames = perfect.with_(
+        energy=np.array([-30.0, -30.2, -30.1]), forces=np.zeros((3, 8, 3)), stress=np.zeros((3, 3, 3))
+    )
+    weights, summary = train([frames], {**FAMILIES[family], "epochs": 3, "rate": 1e-3}, 0)
+    assert np.isfinite(summary["loss"])
+    assert all(np.isfinite(v).all() for v in weights.values())
+    assert all(np.isfinite(v).all() for v in Potential(FAMILIES[family], weights).evaluate(frames))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_isolated_atom_has_its_reference_energy_and_no_force(family):
+    potential = untrained(FAMILIES[family])
     lone = Frames.build([11], [[[0.0, 0, 0]]], np.eye(3) * 30)
     energy, forces, stress = potential.evaluate(lone)
     assert np.isfinite(energy).all()

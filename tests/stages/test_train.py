@@ -94,3 +94,29 @@ def test_what_decided_which_forces_count_is_read_by_the_members_of_that_set_alon
     assert tasks[0].params["choices"] == 2
     assert tasks[2].inputs == ("la", "lb")
     assert "choices" not in tasks[2].params
+
+
+def test_what_a_model_is_trained_on_does_not_make_it_another_model(campaign, board):
+    tasks = {}
+    for device in ("cpu", "cuda"):
+        sets(board, [A], [], {A: "la"})
+        (tasks[device],) = Train(campaign(train={"model": "painn", "device": device})).plan(board)
+        board.trained.clear()
+    assert tasks["cpu"].id == tasks["cuda"].id
+    assert tasks["cuda"].extra == {"device": "cuda"}
+    assert {k: v for k, v in tasks["cpu"].params.items() if k != "seed"} == {
+        **{"model": "painn", "features": 64, "interactions": 3, "cutoff": 6.0, "epochs": 200, "patience": None},
+        **{"batch": 1, "rate": 1e-3, "wall": True},
+        "loss": {"kind": "mse", "delta": 0.1, "energy": 0.01, "forces": 0.95, "stress": 0.04},
+    }
+
+
+def test_the_members_of_a_distillation_have_their_device_beside_what_they_are(campaign):
+    from campaign.stages.distill import _model
+
+    spec = campaign(train={"model": "so3net", "device": "cuda"})
+    model, extra = _model(spec, {"epochs": 7})
+    assert extra == {"device": "cuda"}
+    assert model["model"] == "so3net"
+    assert model["spec"]["epochs"] == 7
+    assert "device" not in model["spec"]

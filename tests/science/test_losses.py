@@ -1,0 +1,66 @@
+"""What errors cost: the values, the slopes, and who counts more."""
+
+import numpy as np
+import pytest
+import torch
+
+from campaign.science.losses import KINDS, penalty
+
+
+def errors(n=40, seed=0, scale=0.3):
+    rng = np.random.default_rng(seed)
+    return torch.tensor(rng.normal(size=(n, 3)) * scale)
+
+
+def test_values_are_those_of_their_formulas():
+    e = errors()
+    x = e.numpy()
+    assert float(penalty(e, "mse")) == pytest.approx(np.mean(x**2), rel=1e-12)
+    assert float(penalty(e, "l4")) == pytest.approx(np.mean(x**4) ** 0.5, rel=1e-12)
+    h = np.where(np.abs(x) <= 0.2, x**2, 0.4 * np.abs(x) - 0.04)
+    assert (np.abs(x) > 0.2).any()
+    assert float(penalty(e, "huber", 0.2)) == pytest.approx(h.mean(), rel=1e-12)
+    assert float(penalty(e, "huber", 1e3)) == pytest.approx(np.mean(x**2), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slopes_are_derivatives_of_the_values(kind):
+    e = errors().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: penalty(x, kind, 0.2), (e,), eps=1e-7, atol=1e-8)
+    slope = torch.autograd.grad(penalty(e, kind, 0.2), e)[0]
+    way = errors(seed=1)
+    up, down = (penalty(e.detach() + s * 1e-6 * way, kind, 0.2) for s in (1, -1))
+    assert float((slope * way).sum()) == pytest.approx(float(up - down) / 2e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_are_quadratic_in_a_common_factor(kind):
+    e = errors()
+    assert float(penalty(7.0 * e, kind, 7.0 * 0.2)) == pytest.approx(49.0 * float(penalty(e, kind, 0.2)), rel=1e-9)
+
+
+def test_an_outlier_pulls_more_in_l4_and_less_in_huber():
+    e = torch.full((100,), 0.05, dtype=torch.float64)
+    e[0] = 1.0
+
+    def pull(kind):
+        x = e.clone().requires_grad_()
+        slope = torch.autograd.grad(penalty(x, kind, 0.1), x)[0]
+        return float(slope[0] / slope[1])
+
+    assert pull("mse") == pytest.approx(20.0)
+    assert pull("huber") == pytest.approx(2.0)
+    assert pull("l4") == pytest.approx(20.0**3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_error_costs_nothing_and_has_no_slope(kind):
+    e = torch.zeros((5, 3), requires_grad=True)
+    cost = penalty(e, kind)
+    assert float(cost) == pytest.approx(0.0, abs=1e-9)
+    assert not torch.autograd.grad(cost, e)[0].any()
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="no loss l3; the kinds are mse, huber, l4"):
+        penalty(errors(), "l3")
