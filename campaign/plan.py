@@ -19,6 +19,7 @@ from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
 from campaign.stages.select import species_of
+from campaign.stages.validate import Validate
 from campaign.tasks import Context, Json, Record, Task
 
 if TYPE_CHECKING:
@@ -341,8 +342,7 @@ def _validate_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tup
     steps = sum(t.time / t.timestep for t in spec.validation if t.method == "stability")
     members = spec.train.members if spec.train else 1
     counts = Counter(t.method for t in spec.validation)
-    tasks = len(spec.validation) + (1 if counts["rdf"] else 0)
-    return tasks, ", ".join(counts), steps * atoms * MODEL_STEP * members
+    return Validate(spec, {}).total(Board()), ", ".join(counts), steps * atoms * MODEL_STEP * members
 
 
 def plan_text(plan: dict[str, Json]) -> str:

@@ -365,6 +365,7 @@ class Stability(Model):
     time: Positive = Field(description="ps", examples=[100])
     timestep: Positive = Field(0.002, le=0.02, description="ps: 0.002 is usual, 0.02 the most")
     every: Count = Field(10, description="steps between kept frames")
+    segment: Count = Field(500, description="frames in a segment, the unit of resume")
 
 
 class RDF(Model):

@@ -11,6 +11,7 @@ from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
 from campaign.frames import Frames
 
 if TYPE_CHECKING:
+    from campaign.engines.guards import Watch
     from campaign.engines.lammps import Lammps
 
 Array = npt.NDArray[Any]
@@ -34,11 +35,14 @@ class ModelForces:
         Supplies energy, forces and stress.
     elements
         Chemical symbols in the order of the LAMMPS types.
+    watch
+        Sees every step.
     """
 
-    def __init__(self, model: Forces, elements: tuple[str, ...]) -> None:
+    def __init__(self, model: Forces, elements: tuple[str, ...], watch: Watch | None = None) -> None:
         self._model = model
         self._elements = elements
+        self._watch = watch
         self._error: Exception | None = None
         self._numbers: Array | None = None
         self._lmp: Any = None
@@ -53,7 +57,7 @@ class ModelForces:
         self._lmp = lammps.library
         self._lmp.set_fix_external_callback("model", self._call)
 
-    def _call(self, _caller: Any, _step: int, nlocal: int, tag: Array, x: Array, f: Array) -> None:
+    def _call(self, _caller: Any, step: int, nlocal: int, tag: Array, x: Array, f: Array) -> None:
         lmp = self._lmp
         try:
             from ase.data import atomic_numbers
@@ -70,6 +74,9 @@ class ModelForces:
             cell = np.array([[high[0] - low[0], 0, 0], [xy, high[1] - low[1], 0], [xz, yz, high[2] - low[2]]])
             frame = Frames.build(self._numbers, x[order][None] - np.array(low), cell)
             energy, forces, stress = self._model.evaluate(frame)
+            if self._watch is not None:
+                found = {"positions": frame.positions[0], "cell": cell, "energy": np.array(energy[0])}
+                self._watch.step(step, {**found, "forces": forces[0], "stress": stress[0]})
             if not all(np.isfinite(v).all() for v in (energy, forces, stress)):
                 raise Unphysical("The model gave an energy, force or stress that is not finite.")
             f[order] = forces[0]
