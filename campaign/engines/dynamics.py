@@ -185,7 +185,7 @@ def _run(
             if not kept:
                 tail = lmp.tail()
             state["step"] = np.array(step)
-            state["temperature"] = np.array(target)
+            state["temperature"] = np.array(np.nan if segment.isolated else target)
             state["kinetic"] = np.array(kinetic)
             kept.append(state)
         arrays = _stack(kept, segment, tail)

@@ -1,7 +1,7 @@
 """Molecular dynamics of validation, in segments: a run that was killed goes on from its last checkpoint.
 
 A segment is a task with the one before it as its input. It leaves its frames; for the next one a LAMMPS restart and the
-steps that a ``Watch`` remembers. At the first sign of failure a run with the model ends there: its segment is done, with
+steps that a ``Watch`` remembers. A run with the model ends at the first sign of failure: its segment is done, with
 ``result["failure"]`` saying why, and the verdict is made of the segments up to it.
 """
 

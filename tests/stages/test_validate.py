@@ -342,7 +342,7 @@ for k, first in enumerate(range(0, frames, 60)):
 
 @pytest.mark.lammps
 def test_a_run_that_is_killed_goes_on_to_bitwise_the_same_frames_and_verdict(toy, tmp_path):
-    store, frames, _, model = toy
+    _, frames, _, model = toy
     times = {"time": 2.4, "timestep": 0.002, "every": 2}
     params = {**DYNAMICS, **times, "method": "stability", "models": [model(1.001)], "start": frames.ids[:2]}
     (tmp_path / "params.json").write_text(json.dumps([params, 600]))
