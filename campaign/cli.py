@@ -186,7 +186,7 @@ def report(run: Run) -> None:
 @app.command()
 def export(
     run: Run,
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="pool, selected, labelled or rejected.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="pool, selected, labelled, rejected or failed.")],
     to: Annotated[Path, typer.Argument(metavar="TO", help="*.extxyz, *.db or *.zarr")],
 ) -> None:
     """Write frames for another program."""

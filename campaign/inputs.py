@@ -17,7 +17,7 @@ from campaign.config import read_potential_header
 from campaign.config.data_files import FRAME_NOTES
 from campaign.config.yaml_lines import Problem
 from campaign.engines.frame_format import WrongFrames
-from campaign.errors import InputError, StoreError
+from campaign.errors import EngineError, InputError, StoreError
 from campaign.stages.sample_file import Source, look
 
 if TYPE_CHECKING:
@@ -126,6 +126,40 @@ def frame_sources(loaded: Loaded[Campaign], known: Path | None = None, again: bo
         raise InputError(*(p.text(loaded.path) for p in problems))
     _check_pool(loaded, found)
     return found
+
+
+def check_models(loaded: Loaded[Campaign]) -> list[str]:
+    """Return what is wrong with the model files that a campaign samples with, on the campaign file's lines.
+
+    A cutoff that is longer than half the cell needs no word: models see as many images as it reaches.
+    """
+    from ase.data import chemical_symbols
+
+    from campaign.engines.model_files import load_model_file, species_of
+    from campaign.engines.structures import build_structure
+
+    problems: list[Problem] = []
+    for entry, spec in enumerate(loaded.spec.sample):
+        if spec.method != "md":
+            continue
+        key = f"sample[{entry}].model"
+        line = next((loaded.lines[k] for k in (key, f"sample[{entry}]") if k in loaded.lines), 1)
+        try:
+            known = species_of(load_model_file(loaded.files[spec.model]))
+        except EngineError as error:
+            what = f"this is no model that campaign can run ({str(error).split(' (')[-1].split(')')[0]})"
+            remedy = "name a file of RUN/models of a finished campaign"
+            problems.append(Problem(line, key, what, f"'{spec.model}'", remedy))
+            continue
+        atoms = build_structure(loaded.spec.system.structure.model_dump(mode="json"), loaded.folder)
+        absent = sorted(set(atoms.numbers.tolist()) - set(known if known is not None else atoms.numbers.tolist()))
+        if absent:
+            have = ", ".join(chemical_symbols[z] for z in known or [])
+            lack = ", ".join(chemical_symbols[z] for z in absent)
+            what = f"the structure has {lack}, which this model (trained on {have}) has not seen"
+            remedy = f"name a model that was trained on {lack} too"
+            problems.append(Problem(line, key, what, f"'{spec.model}'", remedy))
+    return [p.text(loaded.path) for p in problems]
 
 
 def _notes(folder: Path) -> list[Source]:

@@ -26,6 +26,7 @@ from campaign.errors import InputError, StoreError
 from campaign.flow import Flow, History
 from campaign.inputs import (
     check_in_place,
+    check_models,
     digests,
     frame_sources,
     label_methods,
@@ -130,6 +131,9 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
 
     loaded = with_shared_cache(loaded)
     files = read_files(loaded)
+    problems = check_models(loaded)
+    if problems:
+        raise InputError(*problems)
     sources = frame_sources(loaded, path, again=True)
     stages = stages_of(loaded.spec, digests(files), options.until, sources, label_methods(loaded))
     if not options.inline:

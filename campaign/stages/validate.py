@@ -1,7 +1,7 @@
 """Validation: small tasks, each with a verdict against a stated threshold.
 
 ``errors`` on held-out frames; ``stability`` of molecular dynamics driven by the model; ``rdf`` of that run against one
-with the reference potential from the same start.
+with the reference potential from the same start. Runs are chains of segments (``validate_md``), as those of sampling.
 """
 
 from __future__ import annotations
@@ -9,27 +9,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from campaign.engines.models import Mean
-from campaign.errors import EngineError
-from campaign.frames import Frames
-from campaign.science import criteria
+from campaign.stages import validate_md
 from campaign.stages.board import HELD_OUT, Board, FrameSet
 from campaign.stages.trained import load_models
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign
-    from campaign.engines.lammps_model import Forces
     from campaign.store.store import Store
 
-VERSION = 2
+VERSION = 3
 
-#: Frames near a run's temperature that stand for its equilibrium.
-NEAR = 8
+#: The runs of a test of stability: with the model, and with the reference potential where a later test asks for it.
+RUNS = ("md", "reference")
 
 #: Points of a parity plot that are kept for the report.
 PARITY_POINTS = 2000
@@ -55,6 +53,10 @@ class Validate:
         self._ids: dict[str, str] = {}  # what ("errors 0", "md 1", "reference 1", "rdf 2") -> task id
         self._settled: dict[str, str] = {}  # task id -> state
         self._skipped: set[str] = set()
+        self._planned: set[str] = set()  # task ids
+        self._segments: dict[str, list[str]] = {}  # run ("md 1", "reference 1") -> its segments so far
+        self._ended: set[str] = set()  # segments at whose end the run had failed
+        self._lost: set[str] = set()  # runs of which a segment could not be done
 
     def plan(self, board: Board) -> Iterator[Task]:
         """Yield the tests that became possible."""
@@ -75,9 +77,9 @@ class Validate:
     def _new(self, what: str, task: Task) -> Iterator[Task]:
         if what in self._ids:
             return
-        known = task.id in self._ids.values()  # a test that stands twice in the file is done once
         self._ids[what] = task.id
-        if not known:
+        if task.id not in self._planned:  # a test that stands twice in the file is done once
+            self._planned.add(task.id)
             yield task
 
     def _errors(self, number: int, board: Board) -> Iterator[Task]:
@@ -113,7 +115,7 @@ class Validate:
             return
         params = {"method": "stability", **self._dynamics(number, main.chosen)}
         params["models"] = models
-        yield from self._new(what, Task("validate", "stability", params, (), VERSION, priority=3))
+        yield from self._run(number, Task("validate", "stability", params, (), VERSION, priority=3))
 
     def _reference(self, number: int, main: FrameSet) -> Iterator[Task]:
         if not main.closed or not main.chosen:
@@ -123,23 +125,45 @@ class Validate:
         if self._campaign.system.potential is not None:
             path = self._campaign.system.potential.lammps
             params["potential"], extra["potential"] = self._digests[path], path
-        task = Task("validate", "reference", params, (), VERSION, priority=6, extra=extra)
-        yield from self._new(f"reference {number}", task)
+        yield from self._run(number, Task("validate", "reference", params, (), VERSION, priority=6, extra=extra))
+
+    def _run(self, number: int, verdict: Task) -> Iterator[Task]:
+        """Yield the next segment of a run of molecular dynamics, and after the last one the task that sums it up."""
+        what = f"{'md' if verdict.name == 'stability' else 'reference'} {number}"
+        if what in self._ids or what in self._lost:
+            return
+        done = self._segments.setdefault(what, [])
+        lengths = _segments(self._tests[number])
+        while not done or self._settled.get(done[-1]) is not None:
+            k = len(done)
+            if done and self._settled[done[-1]] != "done":
+                self._lost.add(what)
+                return
+            if k == len(lengths) or (done and done[-1] in self._ended):
+                yield from self._new(what, replace(verdict, inputs=tuple(done)))
+                return
+            params = {**verdict.params, "segment": k, "frames": lengths[k], "first": sum(lengths[:k])}
+            before = (done[-1],) if done else ()
+            task = replace(verdict, name=f"{verdict.name}/segment {k}", params=params, inputs=before)
+            done.append(task.id)
+            if task.id not in self._planned:
+                self._planned.add(task.id)
+                yield task
 
     def _rdf(self, number: int, run: int) -> Iterator[Task]:
         what = f"rdf {number}"
-        needs = [self._ids.get(f"md {run}"), self._ids.get(f"reference {run}")]
         if what in self._ids or f"md {run}" in self._skipped:
             self._skipped |= {what} - set(self._ids)
             return
-        states = [self._settled.get(n) for n in needs if n is not None]
-        if len(states) < 2 or None in states:
+        needs = [f"md {run}", f"reference {run}"]
+        states = ["lost" if n in self._lost else self._settled.get(self._ids.get(n, "")) for n in needs]
+        if None in states:
             return
         if states != ["done", "done"]:
             self._skipped.add(what)
             return
         spec = self._tests[number].model_dump(mode="json")
-        task = Task("validate", "rdf", spec, tuple(n for n in needs if n is not None), VERSION, priority=3)
+        task = Task("validate", "rdf", spec, tuple(self._ids[n] for n in needs), VERSION, priority=3)
         yield from self._new(what, task)
 
     def results(self) -> list[tuple[str, str]]:
@@ -153,8 +177,10 @@ class Validate:
         return found
 
     def commit(self, record: Record, board: Board) -> None:
-        """Note that a test is settled."""
+        """Note that a test, or a segment of a run, is settled."""
         self._settled[record["task"]] = record["state"]
+        if record["result"].get("failure"):
+            self._ended.add(record["task"])
 
     def _expected(self) -> set[str]:
         """Return what the campaign file asks for, and the reference runs that this needs."""
@@ -170,13 +196,32 @@ class Validate:
     def total(self, board: Board) -> int:
         """Return the number of tasks, those that cannot be done included."""
         whats = self._expected()
-        return len({self._ids[w] for w in whats if w in self._ids}) + sum(w not in self._ids for w in whats)
+        return len(self._planned) + self._to_come() + sum(w not in self._ids for w in whats)
+
+    def _to_come(self) -> int:
+        """Return how many segments are still to be planned, as far as is known: none of a run that has failed."""
+        count = 0
+        runs = {f"{kind} {n}": n for n, t in enumerate(self._tests) if t.method == "stability" for kind in RUNS}
+        for what in self._expected() & set(runs):
+            planned = self._segments.get(what, [])
+            ended = what in self._lost | self._skipped or (planned and planned[-1] in self._ended)
+            count += 0 if ended else len(_segments(self._tests[runs[what]])) - len(planned)
+        return count
 
     def finished(self, board: Board) -> bool:
         """Tell whether every test is settled, or cannot be done for want of a model."""
-        whats = set(self._ids) | self._skipped
-        tests = {w for w in self._expected() if not w.startswith("reference")}
-        return tests <= whats and all(i in self._settled for i in self._ids.values())
+        whats = set(self._ids) | self._skipped | self._lost
+        return self._expected() <= whats | self._idle() and all(i in self._settled for i in self._planned)
+
+    def _idle(self) -> set[str]:
+        """Return the reference runs that nobody waits for: they never began."""
+        return {w for w in self._expected() if w.startswith("reference") and w not in self._segments}
+
+
+def _segments(test: Any) -> list[int]:
+    """Return the frames of each segment of a run; a short last one."""
+    frames = max(1, round(test.time / (test.timestep * test.every)))
+    return [min(test.segment, frames - k) for k in range(0, frames, test.segment)]
 
 
 def _all_trained(board: Board) -> bool:
@@ -188,9 +233,12 @@ def work(task: Task, context: Context) -> Outcome:
     from campaign.store.store import Store
 
     store = Store(context.run / "run.zarr")
-    return {"errors": _work_errors, "rdf": _work_rdf, "stability": _work_dynamics, "reference": _work_dynamics}[
-        task.params["method"]
-    ](task, context, store)
+    if "segment" in task.params:
+        return validate_md.work_segment(task, context, store)
+    if task.params["method"] in ("stability", "reference"):
+        result, arrays = validate_md.verdict(task, store)
+        return _publish(result, arrays)
+    return {"errors": _work_errors, "rdf": _work_rdf}[task.params["method"]](task, context, store)
 
 
 def _publish(result: dict[str, Json], arrays: dict[str, Any] | None = None) -> Outcome:
@@ -265,64 +313,13 @@ def _thin(reference: Any, predicted: Any) -> list[list[float]]:
     return [np.round(x[keep], 5).tolist(), np.round(y[keep], 5).tolist()]
 
 
-def _work_dynamics(task: Task, context: Context, store: Store) -> Outcome:
-    """Run molecular dynamics with the model, or with the reference potential from the same start."""
-    from campaign.engines.dynamics import Segment, Start, run_segment
-    from campaign.engines.fake import ToyCrystal
-    from campaign.engines.lammps_potential import PotentialLines, load_potential
-
-    p = task.params
-    near = _nearest(store, p["start"], p["temperature"])
-    start = near[:1]
-    model: Forces | None = None
-    if p["method"] == "stability":
-        model = Mean(load_models(store, p["models"]))
-    elif "potential" not in task.extra:  # a campaign of fakes has no reference but the toy crystal
-        model = ToyCrystal()
-    if model is None:
-        potential = load_potential(context.run / task.extra["potential"])
-    else:
-        potential = PotentialLines(_elements(start), "")
-    frames = max(1, round(p["time"] / (p["timestep"] * p["every"])))
-    pressure = p["pressure"] if p["ensemble"] == "npt" else None
-    span = (float(p["temperature"]),) * 2
-    segment = Segment(frames, p["every"], 0, p["timestep"], span, pressure)
-    seed = int(np.random.SeedSequence(p["seed"]).generate_state(1)[0])
-    failure = ""
-    try:
-        begin = Start(start.numbers[0], start.positions[0], start.cell[0], seed)
-        arrays, _checkpoint = run_segment(potential, segment, begin, model)
-    except EngineError as error:  # the failure is the finding
-        if p["method"] == "reference":
-            raise
-        arrays, failure = error.frames or {}, str(error)
-    kinetic = arrays.pop("kinetic", np.zeros(0))
-    run = Frames.build(start.numbers[0], **arrays, task=task.number) if arrays else start[:0]
-    result = criteria.judge(run, kinetic, near, p, failure)
-    result["method"] = p["method"]
-    return _publish(result, {**dict(run.arrays()), "kinetic": kinetic})
-
-
-def _nearest(store: Store, candidates: list[str], temperature: float) -> Frames:
-    """Return, of some frames of the pool, the few whose thermostat was nearest to ``temperature``, nearest first."""
-    block = store.collect("sample", candidates)[0]
-    off = np.abs(block.temperature - temperature)
-    return block[np.argsort(np.where(np.isnan(off), np.inf, off), kind="stable")[:NEAR]]
-
-
-def _elements(frames: Frames) -> tuple[str, ...]:
-    from ase.data import chemical_symbols
-
-    return tuple(chemical_symbols[z] for z in np.unique(frames.numbers))
-
-
 def _work_rdf(task: Task, context: Context, store: Store) -> Outcome:
     from campaign.science.rdf import partial_rdf
 
     p = task.params
     found = []
     for run in task.inputs:
-        frames = store.frames("validate", run)
+        frames = validate_md.frames_of(store, read_result(store, run)["segments"])
         if not len(frames):  # of the model: a reference without frames has failed
             return _publish(_no_structure(p))
         settled = frames[len(frames) // 5 :]  # the first fifth is the way from the start to equilibrium

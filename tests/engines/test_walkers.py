@@ -11,13 +11,15 @@ from ase.build import bulk
 
 from campaign.engines import lammps_mpi, walkers
 from campaign.engines.dynamics import Segment, Start, run_segment
-from campaign.engines.guards import Guard, heights
+from campaign.engines.fake import ToyCrystal
+from campaign.engines.guards import KEPT, FirstSign, Guard, Limits, Watch, heights
 from campaign.engines.lammps import Lammps, single_points, to_lammps
 from campaign.engines.lammps_mpi import run_job
 from campaign.engines.lammps_potential import PotentialLines, load_potential
 from campaign.engines.walkers import Job, Stretch, Walker, pack_checkpoints, unpack_checkpoints
 from campaign.errors import EngineError, MachineFault, Unphysical
 from campaign.frames import Frames
+from campaign.science.neighbours import closest_ratio
 from campaign.tasks import Context, Task
 
 pytestmark = pytest.mark.lammps
@@ -358,3 +360,118 @@ def test_a_walker_of_atoms_that_meet_stops_with_its_good_frames():
     with pytest.raises(Unphysical, match=r"Atoms \d+ and \d+ are .* covalent radii") as caught:
         run_segment(soft, segment(2000, 10, temperature=(2000.0, 2000.0)), start(argon()))
     assert 0 < len(caught.value.frames["step"]) < 2000
+
+
+# --- the first sign of failure
+
+CALM = Limits(closest=0.4, force=30.0, volume=1e5, temperature=1e5)
+
+
+def watched(limits, frames, state=None, numbers=None):
+    """Show frames to a watch, one a step; return it, and the error that it stops with, if any."""
+    watch = Watch(argon().numbers if numbers is None else numbers, limits, state)
+    watch.begin(0, 0)
+    try:
+        for k, found in enumerate(frames):
+            watch.step(k, found)
+    except FirstSign as error:
+        return watch, error
+    return watch, None
+
+
+def test_a_watch_sees_the_first_pair_that_is_too_close_whatever_it_skips():
+    """It looks for pairs again only after atoms moved; a look at every step must see the same step first."""
+    rng = np.random.default_rng(3)
+    for seed in range(5):
+        atoms = argon(seed)
+        cell, x, frames = np.array(atoms.cell), atoms.positions.copy(), []
+        for _ in range(400):
+            x = x + 0.05 * rng.normal(size=x.shape)
+            cell = cell * (1 + 0.002 * rng.normal())
+            frames.append({**frame(atoms), "positions": x, "cell": cell})
+        ratio = closest_ratio(
+            Frames.build(atoms.numbers, [f["positions"] for f in frames], [f["cell"] for f in frames])
+        )
+        limit = float(np.sort(ratio)[10])  # ten frames are below it
+        watch, error = watched(replace(CALM, closest=limit), frames)
+        first = int(np.argmax(ratio < limit))
+        assert error.sign["step"] == first
+        assert error.sign["value"] == pytest.approx(ratio[first])
+        kept = watch.frames()
+        np.testing.assert_array_equal(kept["step"], np.arange(max(0, first - KEPT), first + 1))
+        np.testing.assert_array_equal(kept["positions"][-1], frames[first]["positions"])
+
+
+def test_each_limit_alone_stops_a_run_and_is_named():
+    atoms, calm = argon(), frame(argon())
+    hard = np.zeros((32, 3))
+    hard[7] = 30.1 / np.sqrt(3)
+    cases = {
+        "largest force": {"forces": hard},
+        "volume": {"cell": calm["cell"] * 5, "positions": calm["positions"] * 5},
+        "stress": {"stress": np.full((3, 3), np.nan)},
+        "energy": {"energy": np.array(np.inf)},
+    }
+    for name, change in cases.items():
+        watch, error = watched(CALM, [calm] * 25 + [{**calm, **change}])
+        assert error.sign["criterion"] == name
+        assert error.sign["step"] == 25
+        assert f"step 25: {name}" in str(error)
+        last = 24 if name in ("stress", "energy") else 25  # what is not finite is no frame
+        np.testing.assert_array_equal(watch.frames()["step"], np.arange(last - KEPT, last + 1))
+    watch = Watch(atoms.numbers, replace(CALM, temperature=600.0))
+    watch.frame(10, -1.0, 600.0)
+    with pytest.raises(FirstSign, match=r"step 20: temperature \(601 K, the limit is 600\)"):
+        watch.frame(20, -1.0, 601.0)
+
+
+def test_the_steps_before_a_failure_are_those_of_the_segment_before_too():
+    frames = [{**frame(argon()), "energy": np.array(float(k))} for k in range(30)]
+    first, _ = watched(CALM, frames[:15])
+    second = Watch(argon().numbers, CALM, first.state())
+    second.begin(14, 0)
+    for k, found in enumerate(frames[14:]):  # a segment begins with the last step of the one before
+        second.step(k, found)
+    whole, _ = watched(CALM, frames)
+    for name, array in whole.frames().items():
+        np.testing.assert_array_equal(second.frames()[name], array, err_msg=name)
+
+
+class Bond(ToyCrystal):
+    """Toy argon in which two atoms attract each other."""
+
+    def evaluate(self, frames):
+        energy, forces, stress = super().evaluate(frames)
+        x = frames.positions
+        d = x[:, 1] - x[:, 0]
+        d -= np.round(d @ np.linalg.inv(frames.cell[0])) @ frames.cell[0]
+        forces[:, 0] += 0.6 * d
+        forces[:, 1] -= 0.6 * d
+        return energy, forces, stress
+
+
+@pytest.mark.parametrize("halvings", [0, 1])
+def test_a_model_is_stopped_at_the_very_step_between_two_frames(halvings):
+    watch = Watch(argon().numbers, replace(CALM, closest=0.95))
+    long = segment(100, 40, timestep=0.001, halvings=halvings)
+    with pytest.raises(FirstSign) as caught:
+        run_segment(LJ, long, start(argon()), Bond(), watch=watch)
+    sign, kept = caught.value.sign, watch.frames()
+    assert sign["criterion"] == "closest pair"
+    assert sign["step"] % 40
+    np.testing.assert_array_equal(kept["step"], np.arange(sign["step"] - KEPT, sign["step"] + 1))
+    ratio = closest_ratio(Frames.build(argon().numbers, kept["positions"], kept["cell"]))
+    assert (ratio[:-1] >= 0.95).all()
+    assert ratio[-1] == pytest.approx(sign["value"])
+    assert sign["value"] < 0.95
+    assert len(caught.value.frames["step"]) == sign["step"] // 40 > 0
+
+
+def test_a_watch_changes_nothing_in_a_run_that_keeps_its_limits():
+    plain, end = run_segment(LJ, segment(), start(argon()), ToyCrystal())
+    watch = Watch(argon().numbers, CALM)
+    same, last = run_segment(LJ, segment(), start(argon()), ToyCrystal(), watch=watch)
+    for name, array in plain.items():
+        np.testing.assert_array_equal(same[name], array, err_msg=name)
+    assert last == end
+    np.testing.assert_array_equal(watch.frames()["step"], np.arange(0, 21))

@@ -41,6 +41,7 @@ def run(n=N):
         energy=-25.0 + 0.05 * rng.normal(size=n),
         forces=rng.normal(size=(n, 8, 3)),
         task=7,
+        step=50 * np.arange(1, n + 1),
     )
     return frames, 300 + 20 * rng.normal(size=n), frames[:1]
 
@@ -68,7 +69,8 @@ def test_a_collapsed_pair_is_found_at_its_frame():
     x[13, 1] = x[13, 0] + [1.2, 0, 0]  # Na and Cl: radii sum to 2.68 Å
     result = judge(frames.with_(positions=x), kinetic, start, ASKED)
     assert broken(result) == {"closest pair"}
-    assert result["first_bad"] == {"time": pytest.approx(1.4), "criterion": "closest pair", "frame": frames.ids[13]}
+    first = {"time": pytest.approx(1.4), "criterion": "closest pair", "frame": frames.ids[13], "step": 700}
+    assert result["first_bad"] == first
     worst = next(c for c in result["criteria"] if c["name"] == "closest pair")
     assert worst["worst"] < CLOSEST == worst["limit"]
 
@@ -202,6 +204,7 @@ def test_a_run_that_ended_early_fails_with_its_cause():
         "time": pytest.approx(0.6),
         "criterion": "LAMMPS: Lost atoms.",
         "frame": frames.ids[-1],
+        "step": 300,
     }
     assert "time reached" in broken(judge(frames, kinetic, start, ASKED))
 
@@ -218,3 +221,32 @@ def test_a_long_series_is_thinned_and_keeps_its_ends():
     assert len(result["series"]["time"]) <= 500
     assert result["series"]["time"][0] == pytest.approx(0.1)
     assert result["series"]["time"][-1] == pytest.approx(120.1)
+
+
+def test_a_sign_between_the_kept_frames_breaks_its_criterion():
+    frames, kinetic, start = run(12)
+    volume = float(start.volume[0])
+    seen = {
+        "closest pair": (0.55, 0.6, "of the covalent radii", 0.55),
+        "largest force": (44.0, 30.0, "eV/Å", 44.0),
+        "volume": (1.6 * volume, 1.5 * volume, "Å^3", 1.6),
+        "temperature": (900.0, 600.0, "K", 3.0),
+        "energy": (None, None, "", None),
+    }
+    for name, (value, limit, unit, worst) in seen.items():
+        sign = {"criterion": name, "step": 613, "value": value, "limit": limit, "unit": unit}
+        result = judge(frames, kinetic, start, ASKED, f"First sign of failure: {name}.", sign)
+        assert broken(result) == {name, "time reached"}
+        (found,) = (c for c in result["criteria"] if c["name"] == name)
+        assert found["worst"] == (None if worst is None else pytest.approx(worst))
+        assert result["reached"] == pytest.approx(1.226)
+        assert result["first_bad"] == {
+            "time": pytest.approx(1.226),
+            "criterion": name,
+            "frame": frames.ids[-1],
+            "step": 613,
+        }
+        json.dumps(result, allow_nan=False)
+        none = judge(frames[:0], kinetic[:0], start, ASKED, "First sign.", {**sign, "step": 3})
+        assert broken(none) == {name, "time reached"}
+        assert none["first_bad"] == {"time": pytest.approx(0.006), "criterion": name, "frame": None, "step": 3}

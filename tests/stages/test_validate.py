@@ -2,16 +2,25 @@
 
 import itertools
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from html import escape
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase.io import read
 
 from campaign.engines.fake import ToyCrystal, sample
 from campaign.frames import Frames
 from campaign.report.html import render
-from campaign.stages.board import FrameSet
+from campaign.results import export
+from campaign.stages.board import Board, FrameSet
 from campaign.stages.validate import Validate, read_result
+from campaign.stages.validate_md import frames_of
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
 from campaign.worker import do_task
@@ -48,10 +57,12 @@ def test_each_test_is_done_once_and_an_identical_one_shares_it(campaign, ready, 
     stage = Validate(campaign(), {})
     tasks = run(stage, ready, settle)
     names = sorted(t.name for t in tasks)
-    assert names == ["errors", "rdf", "rdf", "reference", "reference", "stability", "stability"]
-    assert len({t.id for t in tasks}) == 7
+    runs = ["reference", "reference", "reference/segment 0", "reference/segment 0"]
+    runs += ["stability", "stability", "stability/segment 0", "stability/segment 0"]
+    assert names == ["errors", "rdf", "rdf", *runs]
+    assert len({t.id for t in tasks}) == 11
     assert stage.finished(ready)
-    assert stage.total(ready) == 7
+    assert stage.total(ready) == 11
     assert [n for n, _ in stage.results()] == [
         "errors", "stability", "rdf", "stability-3", "rdf-4", "rdf-5",
     ]  # fmt: skip
@@ -76,7 +87,52 @@ def test_a_rdf_compares_the_run_before_it_with_its_own_reference(campaign, ready
 def test_the_reference_runs_before_the_model_is_trained(campaign, ready, settle):
     ready.trained, ready.models = set(), {}
     stage = Validate(campaign(), {})
-    assert [t.name for t in stage.plan(ready)] == ["reference", "reference"]
+    assert [t.name for t in stage.plan(ready)] == ["reference/segment 0"] * 2
+
+
+def md_tests(segment):
+    """Return the tests of a campaign whose runs of 50 frames have segments of ``segment``."""
+    run = {"method": "stability", "temperature": 100, "time": 1, "segment": segment}
+    return [run, {"method": "rdf"}, run]
+
+
+def test_a_run_is_a_chain_of_segments_and_a_verdict_on_all_of_them(campaign, ready, settle):
+    stage = Validate(campaign(validate=md_tests(20)), {})
+    assert stage.total(ready) == 13  # each of three runs: three segments and a verdict; and the RDF
+    seen = []
+    while tasks := list(stage.plan(ready)):
+        for task in tasks:
+            settle(stage, ready, task)
+        seen += tasks
+    chains = [[t for t in seen if t.name.startswith(f"{name}/")] for name in ("stability", "reference")]
+    for chain, name in zip(chains, ("stability", "reference"), strict=True):
+        first = [t for t in chain if t.params["seed"] == [1, 0]]
+        assert [(t.params["first"], t.params["frames"]) for t in first] == [(0, 20), (20, 20), (40, 10)]
+        assert [t.inputs for t in first] == [(), (first[0].id,), (first[1].id,)]
+        (verdict, *_) = (t for t in seen if t.name == name)
+        assert verdict.inputs == tuple(t.id for t in first)
+    assert stage.finished(ready)
+    assert stage.total(ready) == len(seen)
+
+
+def test_a_run_that_fails_ends_there_and_is_judged(campaign, ready, settle):
+    stage = Validate(campaign(validate=md_tests(10)[:2]), {})
+    seen = []
+    while tasks := list(stage.plan(ready)):
+        for task in tasks:
+            failure = "It exploded." if task.name == "stability/segment 1" else ""
+            settle(stage, ready, task, result={"method": "stability", "failure": failure})
+        seen += tasks
+    names = [t.name for t in seen]
+    assert [n for n in names if n.startswith("stability")] == [
+        "stability/segment 0",
+        "stability/segment 1",
+        "stability",
+    ]
+    assert sum(n.startswith("reference/") for n in names) == 5
+    assert "rdf" in names
+    assert stage.finished(ready)
+    assert stage.total(ready) == len(seen)
 
 
 def test_without_the_set_to_compare_with_the_errors_are_still_told(campaign, ready, settle):
@@ -85,6 +141,11 @@ def test_without_the_set_to_compare_with_the_errors_are_still_told(campaign, rea
     errors = next(t for t in run(stage, ready, settle) if t.name == "errors")
     assert errors.params["models"] == {"main": ["m0", "m1"]}
     assert stage.finished(ready)
+
+
+def kind(task):
+    """Return what a task is for, a segment as its run."""
+    return task.name.partition("/")[0]
 
 
 LACKS = ["main model", "random model", "held out", "main set"]
@@ -105,11 +166,11 @@ def test_it_ends_whatever_is_missing_and_whatever_fails(campaign, ready, settle,
     for fails in (c for n in range(5) for c in itertools.combinations(FAILS, n)):
         stage = Validate(campaign(), {})
         bad = set(fails)
-        tasks = run(stage, ready, settle, lambda task, bad=bad: "quarantined" if task.name in bad else "done")
+        tasks = run(stage, ready, settle, lambda task, bad=bad: "quarantined" if kind(task) in bad else "done")
         assert stage.finished(ready)
         assert len({t.id for t in tasks}) == len(tasks)
         assert stage.total(ready) >= len(tasks)
-        done = sum(t.name not in bad for t in tasks)
+        done = sum(kind(t) not in bad for t in tasks)
         everything = not bad and not set(lacks) - {"random model"}
         assert (done == stage.total(ready)) == everything  # the status shows that something is missing
         main = "main model" not in lacks and "main set" not in lacks
@@ -145,12 +206,29 @@ def toy(tmp_path):
     return store, frames, tuple(labels), model
 
 
+def segments(params, folder):
+    """Do the segments of a run, ``SEGMENT`` frames each, and return their ids; of no other test."""
+    if params["method"] not in ("stability", "reference"):
+        return ()
+    frames, done = round(params["time"] / params["timestep"] / params["every"]), []
+    for k, first in enumerate(range(0, frames, SEGMENT)):
+        spec = {**params, "segment": k, "frames": min(SEGMENT, frames - first), "first": first}
+        task = Task("validate", params["method"], spec, tuple(done[-1:]))
+        known = Store(folder / "run.zarr").scan().get(task.id)
+        record = known or do_task(task, Context(folder))
+        assert record["state"] == "done", record["cause"]
+        done.append(task.id)
+        if record["result"]["failure"]:
+            break
+    return tuple(done)
+
+
 @pytest.fixture
 def do(toy, tmp_path):
     """Return a function that does a test as a worker would; it gives the task's id and the whole result."""
 
     def do(params, inputs=()):
-        task = Task("validate", params["method"], params, inputs)
+        task = Task("validate", params["method"], params, inputs or segments(params, tmp_path))
         record = do_task(task, Context(tmp_path))
         assert record["state"] == "done", record["cause"]
         assert record["result"]["method"] == params["method"]
@@ -166,6 +244,7 @@ DYNAMICS = {
     "ensemble": "npt", "temperature": 250.0, "pressure": 1e4, "time": 3.0, "timestep": 0.002, "every": 10,
     "seed": [1, 0],
 }  # fmt: skip
+SEGMENT = 50
 RDF = {"method": "rdf", "bins": 40, "cutoff": 4.5, "threshold": 0.2}
 
 
@@ -178,18 +257,20 @@ def test_a_model_that_explodes_at_once_gets_its_verdict(toy, do, scale, ensemble
     run, stability = do({**dynamics, "method": "stability", "models": [model(scale)]})
     assert stability["pass"] is False
     assert stability["reached"] == 0
-    (criterion,) = stability["criteria"]
-    assert criterion["cause"]
-    assert "rank" not in criterion["cause"]
-    assert stability["first_bad"] == {"time": 0.0, "criterion": criterion["cause"], "frame": None}
-    assert len(store.frames("validate", run)) == 0
+    sign, reached = stability["criteria"]
+    assert not sign["ok"]
+    assert sign["name"] == ("energy" if np.isnan(scale) else "largest force")
+    assert f"step 0: {sign['name']}" in reached["cause"]
+    first = {"time": 0.0, "step": 0, "criterion": sign["name"]}
+    assert stability["first_bad"] == first | {"frame": None if np.isnan(scale) else f"{run}:0"}
+    assert len(store.frames("validate", run)) == (0 if np.isnan(scale) else 1)
     reference, _ = do({**dynamics, "method": "reference", "time": 0.2})
     _, rdf = do(RDF, (run, reference))
     assert rdf["pass"] is False
     assert rdf["headline"] == {"worst": None}
     page = render({"validation": [stability, rdf]})
     assert "Failed" in page
-    assert escape(criterion["cause"]) in page
+    assert escape(sign["name"]) in page
     assert "nan" not in page.split("<body")[1].split("<script")[0].lower()
 
 
@@ -229,8 +310,110 @@ def test_the_tests_of_a_nearly_right_model_pass(toy, do):
     assert stability["reached"] == pytest.approx(3.0)
     assert [c["name"] for c in stability["criteria"] if not c["ok"]] == []
     reference, _ = do({**dynamics, "method": "reference"})
-    first, second = store.frames("validate", model), store.frames("validate", reference)
+    first, second = (frames_of(store, read_result(store, run)["segments"]) for run in (model, reference))
+    assert len(first) == len(second) == 150
+    assert len(store.frames("validate", model)) == 0  # nothing failed
+    np.testing.assert_array_equal(first.step, 10 * np.arange(1, 151))
     np.testing.assert_allclose(first.positions[0], second.positions[0], atol=1e-3)  # the same start
     _, found = do(RDF, (model, reference))
     assert found["pass"]
     assert list(found["pairs"]) == ["Ar-Ar"]
+
+
+KILLED = """
+import json, sys
+from pathlib import Path
+from campaign.store.store import Store
+from campaign.tasks import Context, Task
+from campaign.worker import do_task
+
+folder = Path(sys.argv[1])
+params, frames = json.loads((folder / "params.json").read_text())
+done = []
+for k, first in enumerate(range(0, frames, 60)):
+    task = Task("validate", "md", {**params, "segment": k, "frames": 60, "first": first}, tuple(done[-1:]))
+    if task.id not in Store(folder / "run.zarr").scan():
+        print("begin", flush=True)
+        assert do_task(task, Context(folder))["state"] == "done"
+    done.append(task.id)
+(folder / "segments.json").write_text(json.dumps(done))
+"""
+
+
+@pytest.mark.lammps
+def test_a_run_that_is_killed_goes_on_to_bitwise_the_same_frames_and_verdict(toy, tmp_path):
+    _, frames, _, model = toy
+    times = {"time": 2.4, "timestep": 0.002, "every": 2}
+    params = {**DYNAMICS, **times, "method": "stability", "models": [model(1.001)], "start": frames.ids[:2]}
+    (tmp_path / "params.json").write_text(json.dumps([params, 600]))
+    folders = [tmp_path / "quiet", tmp_path / "killed"]
+    for folder in folders:
+        shutil.copytree(tmp_path / "run.zarr", folder / "run.zarr")
+        shutil.copy(tmp_path / "params.json", folder)
+    kills, pauses = 0, [0.02, 0.1, 0.2, 0.05, 0.3, 0.15]
+    for folder in folders:
+        while not (folder / "segments.json").exists():
+            run = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True)
+            if folder.name == "killed" and kills < len(pauses):
+                begun = run.stdout.readline()
+                time.sleep(pauses[kills])
+                run.send_signal(signal.SIGKILL)
+                kills += bool(begun)
+            run.communicate()
+            assert run.returncode in (0, -signal.SIGKILL)
+    assert kills == len(pauses)
+    done = [json.loads((folder / "segments.json").read_text()) for folder in folders]
+    assert done[0] == done[1]
+    assert len(done[0]) == 10
+    quiet, killed = (Store(folder / "run.zarr") for folder in folders)
+    for task in done[0]:
+        other = killed.arrays("validate", task)
+        for name, array in quiet.arrays("validate", task).items():
+            np.testing.assert_array_equal(other[name], array, err_msg=name)
+        for name, array in quiet.checkpoint(task).items():
+            np.testing.assert_array_equal(killed.checkpoint(task)[name], array, err_msg=name)
+    verdict = Task("validate", "stability", params, tuple(done[0]))
+    for folder in folders:
+        assert do_task(verdict, Context(folder))["state"] == "done"
+    assert read_result(quiet, verdict.id) == read_result(killed, verdict.id)
+    assert read_result(quiet, verdict.id)["reached"] == pytest.approx(2.4)
+
+
+@pytest.mark.lammps
+def test_the_first_sign_of_failure_ends_a_run_and_the_steps_before_it_are_kept(toy, do, tmp_path):
+    """Ever hotter than it may be, and one segment after another: the steps before are those of both segments."""
+    store, frames, _, model = toy
+    weak = {**DYNAMICS, "ensemble": "npt", "pressure": -3e4, "every": 2, "start": frames.ids[:2]}
+    run, found = do({**weak, "method": "stability", "models": [model(1.0)]})
+    assert not found["pass"]
+    assert [c["name"] for c in found["criteria"] if not c["ok"]] == ["volume", "time reached"]
+    before = store.frames("validate", run)
+    assert len(before) == 21
+    np.testing.assert_array_equal(np.diff(before.step), 1)
+    limit = 1.5 * frames[:2].volume.mean()
+    assert (before.volume[:-1] <= limit).all()
+    assert before.volume[-1] > limit
+    assert found["first_bad"]["step"] == before.step[-1]
+    assert found["first_bad"]["frame"] == f"{run}:20"
+    assert found["first_bad"]["time"] == pytest.approx(0.002 * before.step[-1])
+    again = ToyCrystal().evaluate(before)
+    for name, values in zip(("energy", "forces", "stress"), again, strict=True):
+        np.testing.assert_allclose(getattr(before, name), values, atol=1e-12, err_msg=name)
+    kept = frames_of(store, found["segments"])
+    assert kept.step[-1] < before.step[-1] <= kept.step[-1] + 2
+    assert (kept.volume <= limit).all()
+    assert json.dumps(read_result(store, run), allow_nan=False)
+    assert f"{run}:20" in render({"validation": [found]})
+
+    class Done(Validate):
+        def __init__(self):
+            pass
+
+        def results(self):
+            return [("stability", run)]
+
+    flow = SimpleNamespace(stages=[Done()], board=Board())
+    assert export(flow, store, "failed", tmp_path / "failed.extxyz") == 21
+    atoms = read(tmp_path / "failed.extxyz", index=":")
+    assert [a.info["step"] for a in atoms] == before.step.tolist()
+    np.testing.assert_allclose(atoms[-1].get_forces(), before.forces[-1], atol=1e-7)

@@ -1,0 +1,47 @@
+"""Exported model files: read by whatever wrote them. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from campaign.engines.models import Model
+from campaign.errors import EngineError
+
+
+def load_model_file(path: Path) -> Model:
+    """Return the model that an export wrote.
+
+    Raises
+    ------
+    EngineError
+        The file is no exported model, or of another version.
+    """
+    toy = _toy(path)
+    if toy is not None:
+        from campaign.engines.fake import ToyCrystal
+
+        return ToyCrystal(float(toy["scale"]))
+    from campaign.engines.schnetpack import Potential
+
+    return Potential.load(path)
+
+
+def species_of(model: Model) -> list[int] | None:
+    """Return the atomic numbers that a model knows; None where it takes any."""
+    known = getattr(model, "species", None)
+    return None if known is None else [int(z) for z in known]
+
+
+def _toy(path: Path) -> dict[str, Any] | None:
+    """Return what is in the file of a toy model; None where it is none."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+        found = json.loads(start) if start.startswith(b"{") else None
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror}); export the model again.") from error
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.get("model") == "fake" else None
