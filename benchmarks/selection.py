@@ -310,9 +310,14 @@ def draw(cells: list[Cell]) -> None:
             mid, low, high = np.array([median(values(cells, pool, method, s, "force_l4") * 1e3) for s in sizes]).T
             at = np.array(sizes) * 1.03 ** (number - 2.5)  # beside each other
             line = {"lw": 2.2, "zorder": 3} if method == "rnd_stream" else {"lw": 1.2, "alpha": 0.85}
-            axis.errorbar(at, mid, [mid - low, high - mid], marker="o", ms=4, capsize=2, label=method, **line)
+            axis.errorbar(
+                at, mid, [mid - low, high - mid], fmt="o-", color=f"C{number}", ms=4, capsize=2, label=method, **line
+            )
         axis.set(xscale="log", yscale="log", xlabel="frames in training", title=titles[pool])
         axis.set_xticks(SIZES, [str(s) for s in SIZES])
+        low, high = axis.get_ylim()
+        shown = [v for v in (20, 30, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800) if low <= v <= high]
+        axis.set_yticks(shown, [str(v) for v in shown])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("force L4 error, meV/Å")

@@ -130,7 +130,8 @@ def _training(view: View) -> Iterator[Problem]:
     if all(loss.get(n) == 0 for n in weights):
         yield view.problem(("train", "loss"), "every weight is zero", loss, "give at least one a weight above 0")
     kind = view.text("train", "loss", "kind") or "mse"
-    if view.get("train", "loss", "delta") is not None and kind in ("mse", "l4"):
+    usual = Loss.model_fields["delta"].default  # a resolved file has it written out
+    if view.get("train", "loss", "delta") not in (None, usual) and kind in ("mse", "l4"):
         what = f"'delta' is of 'kind: huber', and this loss is {kind}"
         yield view.problem(("train", "loss", "delta"), what, loss["delta"], "remove it, or write 'kind: huber'")
     patience, epochs = view.number("train", "patience"), view.number("train", "epochs", default=EPOCHS)

@@ -94,7 +94,7 @@ def test_frames_of_a_walker() -> None:
 
 def test_defaults_of_the_selector() -> None:
     select = RNDStream(size=32)
-    assert (select.candidates, select.early, select.min_distance) == (8.0, 0.5, 0.5)
+    assert (select.candidates, select.early, select.min_distance) == (8.0, 0.25, 0.5)
     assert select.representation.pooling == "species_extremes"
 
 
