@@ -361,7 +361,7 @@ class Network(Model):
     loss: Loss = Field(default_factory=Loss, description="kind, and weights of energy, forces and stress")
     epochs: Count = Field(200, description="passes over the training set")
     patience: Count | None = Field(
-        None, description="epochs without a better one after which training ends; default it runs to its end"
+        None, description="epochs without a better one after which training ends, by default none"
     )
     batch: Count = Field(1, description="frames in a training step")
     rate: Positive = Field(5e-3, description="largest learning rate of the schedule")

@@ -115,7 +115,7 @@ CASES = {
     "misspelt select": Wrong("rnd_stream", "rnd_steam", 14, "select.method", "'rnd_steam'", "'rnd_stream'"),
     "misspelt engine": Wrong("engine: lammps", "engine: lamps", 15, "label.engine", "'lamps'", "'lammps'"),
     "misspelt model": Wrong("model: schnet", "model: shcnet", 16, "train.model", "'shcnet'", "'schnet'"),
-    "misspelt loss": Wrong("members: 2", "loss: {kind: l5}", 16, "train.loss.kind", "'l5'", "'l4'"),
+    "misspelt loss": Wrong("members: 2", "loss: {kind: l5}", 16, "train.loss.kind", "'l5'", "mse, huber, l4"),
     "misspelt device": Wrong("members: 2", "device: gpu", 16, "train.device", "'gpu'", "cpu, cuda"),
     "l_max of a model without": Wrong("members: 2", "l_max: 2", 16, "train.l_max", "2", "the keys here are"),
     "l_max too large": Wrong("schnet, members: 2", "so3net, l_max: 9", 16, "train.l_max", "9", "at most 6"),

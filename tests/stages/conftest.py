@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +127,7 @@ class Memory:
     """The part of a run directory that the loop writes to."""
 
     def __init__(self):
+        self.path = Path("nowhere")
         self.lines = []
         self.quarantined = {}
         self.ledger = SimpleNamespace(append=self.lines.extend)
