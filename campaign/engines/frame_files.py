@@ -179,6 +179,7 @@ class _Database(Format):
             raise WrongFrames("this is not an ASE database", f"'{path.name}' ({error})", remedy) from error
 
     def read(self, path: Path, stretch: Stretch, elements: tuple[str, ...]) -> list[Atoms]:
+        """Return the images of a stretch, by their place in the database."""
         from ase.db import connect
 
         rows = self._rows(path, "id", stretch.start, stretch.stop - stretch.start)
