@@ -3,7 +3,8 @@
 Source: S. Tovey et al., random network distillation for minimal training sets of molten salts (Fig. 1); the idea is
 Burda et al., arXiv:1810.12894. A target network f is random and fixed; a predictor g learns f on the chosen frames;
 novelty of a frame p is the distance of f(p) and g(p). ``rnd_batch`` is the published algorithm over a whole pool;
-``RNDStream`` sees the pool once, in bounded memory.
+``RNDStream`` sees the pool once, in bounded memory. Both see descriptors that were normalised and stretched
+(``Moments.stretch``).
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class RNDStream:
         tuple
             (n,) float, the novelty of each when it came; (n,) bool, those not taken; and why each of the others was.
         """
-        z = self._moments.normalise(x)
+        z = self._moments.stretch(x)
         target = self._networks.target(z)
         scores = novelty = self._networks.novelty(z, target)
         free, why = np.ones(len(x), dtype=bool), []
@@ -137,7 +138,7 @@ class RNDStream:
             return ended(chosen, why)
         self._shrink(self._few)  # the latest have to pass what the others passed
         ids, x = self._waiting.ids, self._waiting.values
-        z = self._moments.normalise(x)
+        z = self._moments.stretch(x)
         target = self._networks.target(z)
         free = np.ones(len(x), dtype=bool)
         while len(self._final) < self.size and free.any():
@@ -186,7 +187,7 @@ class RNDStream:
     def _learn(self, ids: Array, x: Array) -> None:
         """Make a frame final and train g on all final frames."""
         self._final.add(ids, x)
-        self._networks.fit(self._moments.normalise(self._final.values), self.RATE)
+        self._networks.fit(self._moments.stretch(self._final.values), self.RATE)
 
     @property
     def _few(self) -> int:
@@ -200,7 +201,7 @@ class RNDStream:
         """
         kept = np.ones(len(self._waiting), dtype=bool)
         if len(kept) > max(room, self.size):
-            left = self._networks.residual(self._moments.normalise(self._waiting.values))
+            left = self._networks.residual(self._moments.stretch(self._waiting.values))
             kept[:] = False
             kept[farthest(left, self._few)] = True
             self._waiting.keep(kept)
@@ -273,7 +274,7 @@ def rnd_order(descriptors: Array, size: int, seed: int, steps: int = 100) -> tup
     moments = Moments(x.shape[1])
     for start in range(0, len(x), 4096):  # in parts: they are summed in float64
         moments.add(x[start : start + 4096])
-    x = moments.normalise(x)
+    x = moments.stretch(x)
     networks = Distillation(x.shape[1], seed, steps=steps)
     target = networks.target(x)
     chosen: list[int] = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from campaign.config import Campaign
     from campaign.stages.sample_file import Source
 
-VERSION = 3
+VERSION = 4
 
 #: Keys that say what the frames are described by.
 DESCRIBES = ("representation", "environments")

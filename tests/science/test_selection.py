@@ -153,7 +153,7 @@ def test_one_pass_covers_the_pool_nearly_as_well_as_the_batch():
     index = {pair: k for k, pair in enumerate(ids)}
     moments = Moments(x.shape[1])
     moments.add(x)
-    z = moments.normalise(x)
+    z = moments.stretch(x)
 
     def radius(rows):
         return np.linalg.norm(z[:, None] - z[None, rows], axis=2).min(axis=1).max()
@@ -405,3 +405,23 @@ def test_running_moments_are_those_of_the_whole():
     z = moments.normalise(x)
     np.testing.assert_allclose(z.std(axis=0)[1:], 1.0)
     assert (z[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("method", [lambda x: rnd_batch(x, 8, 0), lambda x: stream_of(x, 8)])
+def test_one_feature_far_out_is_taken_before_many_a_little_off(method):
+    """A close contact: 6 deviations in 2 of 200 features, among frames that differ as much in all of them together."""
+    rng = np.random.default_rng(3)
+    for outlier in (137, 850):
+        x = rng.normal(size=(1000, 200))
+        x[outlier, :2] = 6.0
+        assert outlier in method(x)
+
+
+def stream_of(x, size):
+    """Return the rows that one pass takes, in blocks of 50."""
+    selector, n = RNDStream(size, 0), len(x)
+    for s in range(0, n, 50):
+        index = np.arange(s, s + 50, dtype=np.int32)
+        selector.offer(Batch(np.zeros(50, np.uint64), index, (s + 50) / n, descriptors=x[s : s + 50]))
+    selector.finish()
+    return [i for _, i in selector.state()["final_ids"].tolist()]
