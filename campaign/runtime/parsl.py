@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from campaign.config import Executor, Site
 
 
+#: Seconds between Parsl's looks at its blocks; it starts the first one at the first look (its default waits 5 s).
+#: How often a scheduler is asked is the provider's own interval.
+LOOK = 0.2
+
 #: Seconds to wait for more once a record is there: those that come together share one flush of the ledger.
 GATHER = 0.02
 
@@ -78,6 +82,7 @@ class ParslRunner:
             run_dir=str(self._logs),
             retries=0,
             strategy="simple",
+            strategy_period=LOOK,
             initialize_logging=False,
         )
         return DataFlowKernel(config)
