@@ -214,6 +214,7 @@ def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[
         "distill": _distill_cost,
         "label": _label_cost,
         "train": _train_cost,
+        "learn": _learn_cost,
         "validate": _validate_cost,
     }[name](spec, atoms, sources)
     executor = site.executor_for(name)
@@ -341,6 +342,17 @@ def _train_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[
     tasks = sets * spec.train.members
     what = f"{spec.train.model}: {spec.train.members} models for each of {sets} training sets, {epochs} epochs"
     return tasks, what, tasks * epochs * _sizes(spec)[0] * atoms * TRAIN
+
+
+def _learn_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
+    assert spec.learn is not None
+    md, rounds = spec.learn.md, spec.learn.rounds
+    tasks = rounds * (md.walkers * -(-md.frames // md.segment) + 1)
+    what = f"at most {rounds} rounds of {md.walkers} walkers, {rounds * spec.learn.size} frames more"
+    epochs = getattr(spec.train, "epochs", 0) * (spec.train.members if spec.train else 0)
+    frames = rounds * _sizes(spec)[0] + spec.learn.size * rounds * (rounds + 1) // 2
+    seconds = rounds * md.walkers * md.frames * md.every * atoms * MODEL_STEP + epochs * frames * atoms * TRAIN
+    return tasks, what, seconds
 
 
 def _validate_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:

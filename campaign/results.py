@@ -432,7 +432,7 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
     reasons: dict[str, str] = {}
     energies: dict[str, float] = {}
     blocks: Iterator[Frames]
-    training = next((s for s in flow.board.sets.values() if s.train), FrameSet("", 0, train=True))
+    training = flow.board.training() or FrameSet("", 0, train=True)
     if what == "pool":
         blocks = store.stream("sample", [s.task.id for s in flow.board.shards if s.state == "ready"])
     elif what == "selected":

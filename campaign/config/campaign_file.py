@@ -29,6 +29,7 @@ from campaign.config.fields import (
     tag_by,
 )
 from campaign.config.labels import Label, Potential
+from campaign.config.learning import ActiveLearning, Guards
 from campaign.config.selections import Distill, Select
 
 #: Every stage, in the order of the campaign.
@@ -48,7 +49,7 @@ PROTOTYPES = {
 
 #: Known words of the campaign file that this version does not do yet, by key ("" holds the top-level keys).
 NOT_YET: dict[str, frozenset[str]] = {
-    "": frozenset({"transfer", "learn"}),
+    "": frozenset({"transfer"}),
     "select.method": frozenset({"uq"}),
     "train.model": frozenset({"ani", "gap"}),
     "validate.method": frozenset(
@@ -204,16 +205,6 @@ class NVTGrid(MolecularDynamics):
     def points(self) -> tuple[dict[str, float], ...]:
         """Each volume with each temperature."""
         return tuple({"volume": v, "temperature": t} for v in self.volumes for t in self.temperatures)
-
-
-class Guards(Model):
-    """What a walker with a model may not do: at the first step that it does, it stops."""
-
-    closest: Positive = Field(0.6, description="distance of two atoms over the sum of their covalent radii")
-    force: Positive = Field(30.0, description="on any atom, eV/Å")
-    volume: Positive = Field(1.5, description="of the cell over that of the start")
-    temperature: Positive = Field(2.0, description="kinetic over the set point's highest")
-    energy: Positive = Field(0.01, description="change of the total energy, eV/atom; of nve only")
 
 
 class ModelDynamics(MolecularDynamics):
@@ -472,6 +463,11 @@ class Campaign(Model):
     )
     label: Label | None = Field(None, description="what labels them", examples=["{engine: lammps}"])
     train: Train | None = Field(None, description="what is trained", examples=["{model: schnet}"])
+    learn: ActiveLearning | None = Field(
+        None,
+        description="dynamics with the model, and what it lacks",
+        examples=["{md: {temperature: 1400, time: 100}}"],
+    )
     validation: tuple[Validate, ...] = Field(
         (), alias="validate", description="list of tests of the model", examples=["[{method: errors}]"]
     )
@@ -496,6 +492,7 @@ class Campaign(Model):
             "distill": self.distill,
             "label": self.label,
             "train": self.train,
+            "learn": self.learn,
             "validate": self.validation,
         }
         return ("sample", *(name for name, part in parts.items() if part))

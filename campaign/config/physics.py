@@ -25,6 +25,7 @@ NEEDS = {
     "distill": ("train",),
     "label": ("select",),
     "train": ("select", "label"),
+    "learn": ("train",),
     "validate": ("train",),
 }
 
@@ -122,6 +123,25 @@ def check_keys(view: View) -> Iterator[Problem]:
     yield from _selector(view)
     yield from _distillation(view)
     yield from _training(view)
+    yield from _learning(view)
+
+
+def _learning(view: View) -> Iterator[Problem]:
+    """Check that what is learned can be judged, and is labelled by something else than the model itself."""
+    if not _present(view, "learn"):
+        return
+    if view.text("label", "engine") == "pool":
+        what = "the frames that 'learn' adds come from dynamics with the model, and this would train it on itself"
+        yield view.problem(
+            ("label", "engine"), what, show("pool"), "name what labels new frames, such as lammps or cp2k"
+        )
+    members = view.number("train", "members", default=1.0)
+    if (view.text("learn", "novelty") or "uq") == "uq" and members is not None and members < 2:
+        what = "'novelty: uq' is the disagreement of an ensemble, and there is one model"
+        key: tuple[Part, ...] = ("learn", "novelty") if view.get("learn", "novelty") is not None else ("learn",)
+        yield view.problem(
+            key, what, f"members: {members:g}", "write 'members: 2' or more under train, or 'novelty: rnd'"
+        )
 
 
 def _training(view: View) -> Iterator[Problem]:

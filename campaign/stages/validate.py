@@ -60,13 +60,13 @@ class Validate:
 
     def plan(self, board: Board) -> Iterator[Task]:
         """Yield the tests that became possible."""
-        main = next((s for s in board.sets.values() if s.train), None)
-        if main is None:
+        main = board.training()
+        if main is None or board.learning:
             return
         run = -1
         for number, test in enumerate(self._tests):
             if test.method == "errors":
-                yield from self._errors(number, board)
+                yield from self._errors(number, main, board)
             elif test.method == "stability":
                 run = number
                 yield from self._stability(number, main, board)
@@ -82,7 +82,7 @@ class Validate:
             self._planned.add(task.id)
             yield task
 
-    def _errors(self, number: int, board: Board) -> Iterator[Task]:
+    def _errors(self, number: int, main: FrameSet, board: Board) -> Iterator[Task]:
         from campaign.config import Errors
 
         what = f"errors {number}"
@@ -90,7 +90,7 @@ class Validate:
             return
         test = self._tests[number]
         assert isinstance(test, Errors)
-        trained = [s.name for s in board.sets.values() if s.train]
+        trained = [main.name, *(s.name for s in board.sets.values() if s.train and s is not main)]
         models = {name: board.models[name] for name in trained if board.models.get(name)}
         labels = [str(board.labels[f]) for f in board.labelled(HELD_OUT)]
         if not labels or trained[0] not in models:  # without the set to compare with, the test still has its worth
