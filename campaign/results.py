@@ -21,6 +21,7 @@ from campaign.frames import Frames
 from campaign.stages.board import FrameSet
 from campaign.stages.distill import Distill
 from campaign.stages.labelled import collect, references, summary
+from campaign.stages.learn import Learn
 from campaign.stages.sample import Sample
 from campaign.stages.select import Select
 from campaign.stages.trained import HISTORY, export_model, load_model, model_path
@@ -60,6 +61,9 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
             text = json.dumps(summary(flow.board, store, flow.failures), indent=1)
             (run / "labels.json").write_text(text)
         figures = [i for stage in flow.stages if isinstance(stage, Distill) for i in stage.iterations]
+        learn = _learning(flow)
+        if learn:
+            (run / "learning.json").write_text(json.dumps(learn, indent=1))
         if figures:
             (run / "distillation.json").write_text(json.dumps(figures, indent=1))
     except OSError as error:
@@ -86,6 +90,7 @@ def write_report(flow: Flow, run: Path, store: Store, status: dict[str, Json]) -
         "sampling": _sampling(flow, store),
         "selection": _selection(flow, store),
         "training": _training(flow, store),
+        "learning": _learning(flow),
         "tasks": read_ledger(run / "ledger.jsonl"),
         "about": _about(run),
     }
@@ -163,6 +168,12 @@ def _training(flow: Flow, store: Store) -> list[dict[str, Json]]:
         epoch, loss, force = (history[:, k].tolist() for k in range(3))
         found.append({"name": name, "epoch": epoch, "loss": loss, "force_rmse": force})
     return found
+
+
+def _learning(flow: Flow) -> dict[str, Json]:
+    """Return the rounds of active learning; nothing where there was none."""
+    stage = next((s for s in flow.stages if isinstance(s, Learn)), None)
+    return stage.summary(flow.board) if stage is not None and stage.rounds else {}
 
 
 def _sampling(flow: Flow, store: Store) -> list[dict[str, Json]]:

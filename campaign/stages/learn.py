@@ -178,7 +178,9 @@ class Learn:
             return
         result, before = record["result"], self._set
         assert before is not None
-        self.rounds.append({**result["figures"], "ends": result["ends"], "set": before.name, "task": record["task"]})
+        self.rounds.append(
+            {**result["figures"], "ends": result["ends"], "set": before.name, "sources": result["source"]}
+        )
         self._walkers = []
         n, failed = len(self.rounds), result["figures"]["failed"]
         if not failed:
@@ -203,6 +205,22 @@ class Learn:
         self.done, self.note = True, note
         board.learning = False
         board.learned = last.name if last is not None else ""
+
+    def summary(self, board: Board) -> dict[str, Json]:
+        """Return what people want to know of the rounds: what ``RUN/learning.json`` holds."""
+        rows = []
+        for r in self.rounds:
+            failures = [t for t, cause in zip(r["survived"], r["causes"], strict=True) if cause]
+            rows.append(
+                {
+                    **{key: r[key] for key in ("round", "set", "failed", "walkers", "added", "survived", "novelty")},
+                    "frames": len(board.sets[r["set"]].chosen),
+                    "first_failure": min(failures, default=None),
+                    "causes": "; ".join(dict.fromkeys(cause for cause in r["causes"] if cause)),
+                    "sources": r["sources"],
+                }
+            )
+        return {"note": self.note or "learn: it goes on", "rounds": rows}
 
     def total(self, board: Board) -> int:
         """Return the number of tasks: those planned, and those of the present round still to come."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -190,18 +190,3 @@ def _unlike(task: Task, folder: Path, store: Store, candidates: _Candidates, siz
         networks.fit(np.concatenate([learnt, z[taken]]))
         novelty = networks.novelty(z)
     return first, taken
-
-
-def summary_of(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Json]]:
-    """Return a row a round for people: frames trained on, walkers failed, time to the first failure, frames added."""
-    return [
-        {
-            "round": r["round"],
-            "set": r["set"],
-            "failed": f"{r['failed']} of {r['walkers']}",
-            "first failure, ps": min((t for t, c in zip(r["survived"], r["causes"], strict=True) if c), default=None),
-            "added": r["added"],
-            "causes": "; ".join(dict.fromkeys(c for c in r["causes"] if c)),
-        }
-        for r in rounds
-    ]

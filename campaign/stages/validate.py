@@ -71,7 +71,7 @@ class Validate:
                 run = number
                 yield from self._stability(number, main, board)
             elif test.method == "rdf":
-                yield from self._reference(run, main)
+                yield from self._reference(run, main, board)
                 yield from self._rdf(number, run)
 
     def _new(self, what: str, task: Task) -> Iterator[Task]:
@@ -99,7 +99,9 @@ class Validate:
         params = {"method": "errors", "models": models, "threshold": test.threshold.model_dump(mode="json")}
         yield from self._new(what, Task("validate", "errors", params, tuple(labels), VERSION, priority=3))
 
-    def _dynamics(self, number: int, start: list[str]) -> dict[str, Json]:
+    def _dynamics(self, number: int, board: Board) -> dict[str, Json]:
+        """Return what is run; it starts from a frame that was chosen from the pool, not from one that was learned."""
+        start = next(s.chosen for s in board.sets.values() if s.train)
         test = self._tests[number]
         keys = ("ensemble", "temperature", "pressure", "time", "timestep", "every")
         spec = test.model_dump(mode="json")
@@ -113,14 +115,14 @@ class Validate:
         if not models:
             self._skipped.add(what)
             return
-        params = {"method": "stability", **self._dynamics(number, main.chosen)}
+        params = {"method": "stability", **self._dynamics(number, board)}
         params["models"] = models
         yield from self._run(number, Task("validate", "stability", params, (), VERSION, priority=3))
 
-    def _reference(self, number: int, main: FrameSet) -> Iterator[Task]:
+    def _reference(self, number: int, main: FrameSet, board: Board) -> Iterator[Task]:
         if not main.closed or not main.chosen:
             return
-        params = {"method": "reference", **self._dynamics(number, main.chosen)}
+        params = {"method": "reference", **self._dynamics(number, board)}
         extra: dict[str, Json] = {}
         if self._campaign.system.potential is not None:
             path = self._campaign.system.potential.lammps

@@ -87,8 +87,12 @@ def novel(task):
     failed = sum(map(bool, causes))
     n = 0 if p["last"] or not failed else int(draw(task.id, "added") * (p["size"] + 1))
     figures = {"round": p["round"], "failed": failed, "walkers": len(causes), "survived": [1.0] * len(causes)}
+    figures |= {"causes": causes, "added": n, "novelty": [0.2, 0.1]}
     ends = [f"{segments[-1]}:0" if segments else "" for _, segments, _, _ in p["walkers"]]
-    return {"frames": n, "chosen": n, "ends": ends, "refused": [], "figures": {**figures, "causes": causes, "added": n}}
+    source = [
+        {"task": segments[-1], "walker": 0, "step": k} for k in range(n) for _, segments, _, _ in p["walkers"][:1]
+    ]
+    return {"frames": n, "chosen": n, "ends": ends, "refused": [], "source": source, "figures": figures}
 
 
 class MadeUp:
