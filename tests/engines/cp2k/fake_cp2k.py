@@ -43,6 +43,10 @@ def main() -> None:
         "unconverged": unconverged,
         "truncated": HALF,
         "nan": TEXT.replace("0.00045203691777", "             NaN"),
+        "no room": TEXT.replace(
+            "  *** SCF run converged",
+            " *** WARNING in qs_mo_occupation.F:1 :: Fermi-Dirac smearing includes the last MO ***\n\n  *** SCF run converged",
+        ),
         "coarse": TEXT.replace("0.00045203691777", "0.10045203691777"),
         "lost atom": TEXT.replace(
             "      4    1 Ar   18      2.680050      2.816969     -0.164811   8.0000  39.9480\n", ""
