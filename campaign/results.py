@@ -50,7 +50,7 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
     """
     try:
         _write_models(flow, run / "models", store)
-        results = {f"{name}.json": json.dumps(result) for name, result in _validation(flow, store)}
+        results = {f"{name}.json": json.dumps(result) + "\n" for name, result in _validation(flow, store)}
         for path in (run / "validation").glob("*.json"):
             if path.name not in results:  # of a test that is no longer asked for
                 path.unlink()
@@ -58,10 +58,10 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
             (run / "validation" / name).write_text(text)
         if any(flow.board.labels.values()):
             text = json.dumps(summary(flow.board, store, flow.failures), indent=1)
-            (run / "labels.json").write_text(text)
+            (run / "labels.json").write_text(text + "\n")
         figures = [i for stage in flow.stages if isinstance(stage, Distill) for i in stage.iterations]
         if figures:
-            (run / "distillation.json").write_text(json.dumps(figures, indent=1))
+            (run / "distillation.json").write_text(json.dumps(figures, indent=1) + "\n")
     except OSError as error:
         raise translate(error, run) from error
 
