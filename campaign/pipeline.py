@@ -36,7 +36,8 @@ from campaign.inputs import (
 )
 from campaign.runtime.runner import InlineRunner, Runner
 from campaign.stages.board import Stage
-from campaign.store.rundir import RunDirectory, holder, open_existing
+from campaign.store.ledger import read_ledger
+from campaign.store.rundir import RunDirectory, failed_tries, holder, open_existing
 from campaign.store.store import Store
 from campaign.tasks import Context, Json
 from campaign.worker import run_task
@@ -182,7 +183,8 @@ def survey(run: Path) -> tuple[Flow, Campaign]:
     loaded = load_campaign(path / "campaign.yaml")
     files = read_files(loaded)
     store = Store(path / "run.zarr")
-    history = History(store.scan(), store.quarantined())
+    tries = failed_tries(read_ledger(path / "ledger.jsonl"))
+    history = History(store.scan(), store.quarantined(), tries=tries)
     stages = stages_of(loaded.spec, digests(files), sources=frame_sources(loaded), methods=label_methods(loaded))
     flow = Flow(stages, history, loaded.spec.max_failed)
     flow.survey()
