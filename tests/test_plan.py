@@ -119,6 +119,30 @@ def test_a_program_that_this_machine_has_not_is_said(
         assert [p.partition(";")[0] for p in caught.value.problems] == found
 
 
+@pytest.mark.parametrize(
+    ("launch", "absent"),
+    [
+        ("[{bin}/mpirun, -n, '{ranks}', {bin}/none.x]", "{bin}/none.x"),  # whatever its name
+        ("[{bin}/mpirun, -n, '{ranks}', --bind-to, none]", "none"),
+        ("[{bin}/mpirun, -n, '{ranks}', apptainer, exec, x.sif, cp2k.psmp]", ""),  # it is in the image
+        ("[{bin}/mpirun, -n, '{ranks}', {bin}/mpirun]", ""),
+    ],
+)
+def test_the_program_behind_the_launcher_is_looked_for(tmp_path: Path, launch: str, absent: str) -> None:
+    (tmp_path / "mpirun").write_text("#!/bin/sh\n")
+    (tmp_path / "mpirun").chmod(0o755)
+    text = f"site: l\nexecutors: {{cpu: {{provider: local}}}}\nstages: {{default: cpu}}\nlaunch: {{cp2k: {launch}}}\n"
+    (tmp_path / "l.yaml").write_text(text.replace("{bin}", str(tmp_path)))
+    if not absent:
+        assert make_plan(dft(tmp_path), str(tmp_path / "l.yaml"))["engines"]
+        return
+    with pytest.raises(InputError) as caught:
+        make_plan(dft(tmp_path), str(tmp_path / "l.yaml"))
+    (problem,) = caught.value.problems
+    word = absent.replace("{bin}", str(tmp_path))
+    assert problem.startswith(f"site l: launch.cp2k: there is no program {word} on PATH; install it")
+
+
 class Deaf:
     """A runner whose workers do not all answer: ``silent`` never, ``old`` with another Python."""
 
