@@ -86,6 +86,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         With every problem found: of the files, of both together, and engines that are missing.
     """
     from campaign.config import check_together, load_campaign, load_site
+    from campaign.config.label_checks import check_cache
 
     problems: list[str] = []
     loaded: Loaded[Campaign] | None = None
@@ -101,7 +102,8 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
     if loaded is None or site is None:
         raise InputError(*problems)
     engines, missing = _engines(loaded.spec, site)
-    problems += [*check_together(loaded, site), *missing, *check_models(loaded)]
+    unkept, keeps = check_cache(loaded)
+    problems += [*check_together(loaded, site), *missing, *check_models(loaded), *unkept]
     sources: list[Source] = []
     try:
         sources = frame_sources(loaded)
@@ -119,7 +121,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         "engines": engines,
         "stages": stages,
         "core_hours": round(sum(s["core_hours"] for s in stages), 2),
-        "warnings": [*_short_pool(loaded.spec, sources), *_warnings(loaded.spec, site)],
+        "warnings": [*_short_pool(loaded.spec, sources), *keeps, *_warnings(loaded.spec, site)],
     }
 
 

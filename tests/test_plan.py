@@ -119,6 +119,24 @@ def test_a_program_that_this_machine_has_not_is_said(
         assert [p.partition(";")[0] for p in caught.value.problems] == found
 
 
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = write(tmp_path, "{default: cpu}")
+    Path(site).write_text(Path(site).read_text() + 'launch: {cp2k: [srun, -n, "{ranks}", cp2k.psmp]}\n')
+    shared = tmp_path / "shared"
+    file = dft(tmp_path, f", cache: {shared}/labels")
+    assert make_plan(file, site)["warnings"] == []
+    assert not shared.exists()  # nothing is made
+    with pytest.raises(InputError) as caught:
+        make_plan(dft(tmp_path, ", cache: /proc/labels"), site)  # no user may make a folder there
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{file}:5: label.cache: this folder cannot be made (")
+    remedy = "write a folder beside the campaign file, or the absolute path of one that you may write to"
+    assert problem.endswith(f"), got '/proc/labels'; {remedy}")
+    (warning,) = make_plan(dft(tmp_path, ", cache: /proc/sys"), site)["warnings"]
+    assert warning.startswith("label.cache: nothing can be written to /proc/sys (")
+    assert warning.endswith("): labels in it are used, none are added.")
+
+
 @pytest.mark.parametrize(
     ("launch", "absent"),
     [
