@@ -164,6 +164,7 @@ def _criteria(scf: Section) -> list[Any]:
     return criteria[:1] if criteria[-1] == criteria[0] else criteria
 
 
+@lru_cache(maxsize=1024)  # the same few words for every frame
 def _normal(node: Element, text: str) -> Any:
     try:
         return _plain(cp2k_schema.value_of(node, text))
