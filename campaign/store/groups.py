@@ -55,9 +55,8 @@ def write_group(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str
     for file, content, size in parts:
         _arrays.write_file(file, content, size)
     if durable:  # only now, and at the same time: one commit of the disk's journal serves nearly all of them
-        list(
-            _writers(os.getpid()).map(flush, [*(file for file, _, _ in parts), *(path / name for name in arrays), path])
-        )
+        written = [*(file for file, _, _ in parts), *(path / name for name in arrays), path]
+        list(_writers(os.getpid()).map(flush, written))
 
 
 @lru_cache(maxsize=1)
