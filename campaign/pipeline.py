@@ -183,8 +183,9 @@ def survey(run: Path) -> tuple[Flow, Campaign]:
     loaded = load_campaign(path / "campaign.yaml")
     files = read_files(loaded)
     store = Store(path / "run.zarr")
-    tries = failed_tries(read_ledger(path / "ledger.jsonl"))
-    history = History(store.scan(), store.quarantined(), tries=tries)
+    history = History(store.scan(), store.quarantined())
+    with suppress(StoreError):  # a damaged ledger: the next run says so, and what is finished does not hang on it
+        history.tries = failed_tries(read_ledger(path / "ledger.jsonl"))
     stages = stages_of(loaded.spec, digests(files), sources=frame_sources(loaded), methods=label_methods(loaded))
     flow = Flow(stages, history, loaded.spec.max_failed)
     flow.survey()

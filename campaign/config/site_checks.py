@@ -93,7 +93,7 @@ def _check_command(view: View, engine: str) -> list[Problem]:
         if unknown:
             what = f"{unknown[0]} is nothing that campaign fills in"
             problems.append(view.problem(("launch", engine, i), what, show(word), 'write "{ranks}"'))
-    alone = engine == "cp2k" and not (words and Path(words[0]).name.split(".")[0] in LAUNCHERS)  # a program of one rank
+    alone = engine == "cp2k" and not (words and _launches(words[0]))  # a program of one rank
     if words and not alone and not any("{" in w for w in words):
         what = "the command does not say how many ranks to start"
         remedy = 'write "{ranks}" where the number goes, such as [mpiexec, -n, "{ranks}"]'
@@ -105,11 +105,14 @@ def _check_command(view: View, engine: str) -> list[Problem]:
 
 
 def program_of(command: Sequence[str]) -> str:
-    """Return the word of CP2K's launch command that is CP2K: by its name, else the last; empty where that is none."""
-    named = [word for word in command if Path(word).name.startswith("cp2k")]
-    word = (named or command)[-1]
-    launcher = len(command) == 1 and Path(word).name.split(".")[0] in LAUNCHERS
+    """Return the program that CP2K's launch command ends with; nothing where it ends with something else."""
+    word = command[-1]
+    launcher = len(command) == 1 and _launches(word)
     return "" if launcher or word.startswith("-") or "{" in word else word
+
+
+def _launches(word: str) -> bool:
+    return Path(word).name.split(".")[0] in LAUNCHERS
 
 
 def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
