@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -320,6 +320,7 @@ class Flow:
         else:
             asked = states == {"done", "pending"}  # what was begun is done: it stopped where it was asked to
             state = "pending" if states == {"pending"} else "stopped" if asked else "interrupted"
+        retried = self._retried()
         return {
             "campaign": name,
             "state": state,
@@ -336,14 +337,26 @@ class Flow:
                     for s in self.stages
                     if not live and state == "interrupted" and self._over_budget(s)
                 ),
+                *_note_of(retried),
             ],
             "failures": [_failure(r) for r in self.failures],
+            "retried": retried,
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,
             "loss": self._loss(logs) if logs is not None else None,
             "verdicts": dict(self.verdicts),
             "seconds": max(self._span(), elapsed if self.ran else 0.0),
         }
+
+    def _retried(self) -> list[dict[str, Json]]:
+        """Return what failed so far of tasks that are to be tried again: a user who stops the run looks for it."""
+        waiting = [*(task for *_, task in self._queue), *(task for *_, task in self._later), *self.flying.values()]
+        found: list[dict[str, Json]] = []
+        for task in waiting:
+            if tries := self._history.tries.get(task.id):
+                found.append({"task": task.id, "stage": task.stage, "cause": tries[-1]["cause"], "attempts": tries})
+                found[-1] |= _of_frame(task.id, task.name) if task.stage == "label" else {}
+        return found
 
     def _span(self) -> float:
         """Return the seconds in which tasks were at work; a pause of over a minute between runs does not count."""
@@ -398,10 +411,23 @@ def _failure(record: Record) -> dict[str, Json]:
     """Return what the status says of a failure; of a label also which frame, where its files are, and every attempt."""
     found: dict[str, Json] = {"task": record["task"], "stage": record["stage"], "cause": record["cause"]}
     if record["stage"] == "label":
-        found["frame"] = record["name"].partition("/")[2]
-        found["folder"] = f"tasks/{record['task']}"
-        found["attempts"] = record["result"].get("attempts") or [remember(record)]
+        tries = record["result"].get("attempts") or [remember(record)]
+        found |= _of_frame(record["task"], record["name"]) | {"attempts": tries}
     return found
+
+
+def _of_frame(task: str, name: str) -> dict[str, Json]:
+    """Return which frame a label is of, and where the files of its attempts are."""
+    return {"frame": name.partition("/")[2], "folder": f"tasks/{task}"}
+
+
+def _note_of(retried: Sequence[dict[str, Json]]) -> Iterator[str]:
+    """Yield a sentence about tasks that failed at an attempt and are to be tried again."""
+    if retried:
+        one = max(retried, key=lambda task: len(task["attempts"]))
+        what = f"{one['stage']} {one.get('frame', one['task'])} at attempt {len(one['attempts'])}"
+        many = f"{len(retried)} tasks" if len(retried) > 1 else "1 task"
+        yield f"{many} failed at an attempt and will be tried again (--json lists all); {what}: {one['cause']}"
 
 
 def _last_cause(failures: Sequence[Record], stage: str) -> str:

@@ -37,7 +37,8 @@ from campaign.inputs import (
 )
 from campaign.runtime.runner import InlineRunner, Runner
 from campaign.stages.board import Stage
-from campaign.store.rundir import RunDirectory, holder, open_existing
+from campaign.store.ledger import read_ledger
+from campaign.store.rundir import RunDirectory, failed_tries, holder, open_existing
 from campaign.store.store import Store
 from campaign.tasks import Context, Json
 from campaign.worker import run_task
@@ -187,6 +188,8 @@ def survey(run: Path) -> tuple[Flow, Campaign]:
     files = read_files(loaded)
     store = Store(path / "run.zarr")
     history = History(store.scan(), store.quarantined())
+    with suppress(StoreError):  # a damaged ledger: the next run says so, and what is finished does not hang on it
+        history.tries = failed_tries(read_ledger(path / "ledger.jsonl"))
     stages = stages_of(loaded.spec, digests(files), sources=frame_sources(loaded), methods=label_methods(loaded))
     flow = Flow(stages, history, loaded.spec.max_failed)
     flow.survey()

