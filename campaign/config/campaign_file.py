@@ -362,7 +362,7 @@ class Trained(Model):
     )
     batch: Count = Field(1, description="frames in a training step")
     rate: Positive = Field(5e-3, description="largest learning rate of the schedule")
-    wall: Switch = Field(True, description="repulsion inside 0.85 of the shortest distances in training")
+    wall: Switch = Field(True, description="repulsion inside the shortest distances in training")
     device: Literal["cpu", "cuda"] = Field("cpu", description="what it is trained on")
 
 

@@ -72,6 +72,7 @@ def representation(spec: Mapping[str, Any], seed: int) -> Any:
 
     class ANI(torch.nn.Module):
         n_atom_basis = 1
+        place: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()

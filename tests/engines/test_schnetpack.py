@@ -373,7 +373,7 @@ def test_wall_stands_inside_the_shortest_distances_of_training_and_only_there():
     for a, b in zip(walled.evaluate(frames), bare.evaluate(frames), strict=True):
         np.testing.assert_array_equal(a, b)
     core = shortest_distances([frames], np.array([11, 17]), 4.0)
-    np.testing.assert_array_equal(walled.weights["core"], 0.85 * core)
+    np.testing.assert_array_equal(walled.weights["core"], core)
     core = walled.weights["core"]
     assert core[0, 1] == core[1, 0] < min(core[0, 0], core[1, 1])
     pair = Frames.build([11, 17], [[[0.0, 0, 0], [0.8 * core[0, 1], 0, 0]]], np.eye(3) * 30)
