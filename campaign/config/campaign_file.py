@@ -51,7 +51,6 @@ PROTOTYPES = {
 NOT_YET: dict[str, frozenset[str]] = {
     "": frozenset({"transfer"}),
     "select.method": frozenset({"uq"}),
-    "train.model": frozenset({"ani", "gap"}),
     "validate.method": frozenset(
         {"diffusion", "conductivity", "density", "relaxation", "relaxations", "overlap", "rerun"}
     ),
@@ -341,13 +340,11 @@ class Loss(Model):
     stress: NonNegative = Field(0.04, description="weight")
 
 
-class Network(Model):
-    """What the networks of SchNetPack share; they are trained on energies, forces and stresses."""
+class Trained(Model):
+    """What models that are trained on energies, forces and stresses share."""
 
     model: str
     members: Count = Field(1, description="models in the ensemble")
-    features: Count = Field(64, description="features of an atom")
-    interactions: Count = Field(3, description="interaction blocks")
     cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
     loss: Loss = Field(default_factory=Loss, description="kind, and weights of energy, forces and stress")
     epochs: Count = Field(200, description="passes over the training set")
@@ -356,8 +353,15 @@ class Network(Model):
     )
     batch: Count = Field(1, description="frames in a training step")
     rate: Positive = Field(5e-3, description="largest learning rate of the schedule")
-    wall: Switch = Field(True, description="repulsion inside 0.85 of the shortest distances in training")
+    wall: Switch = Field(True, description="repulsion inside the shortest distances in training")
     device: Literal["cpu", "cuda"] = Field("cpu", description="what it is trained on")
+
+
+class Network(Trained):
+    """What the networks of SchNetPack share."""
+
+    features: Count = Field(64, description="features of an atom")
+    interactions: Count = Field(3, description="interaction blocks")
 
 
 class SchNet(Network):
@@ -381,6 +385,56 @@ class SO3net(Network):
     rate: Positive = Field(1e-3, description="largest learning rate of the schedule")
 
 
+class ANI(Trained):
+    """ANI: distances and angles of the neighbours, and one small network for each element."""
+
+    NOT_HERE: ClassVar = {
+        "features": ("its features follow from its cutoffs", "remove it"),
+        "interactions": ("it passes no messages", "remove it, or write 'model: schnet'"),
+    }
+
+    model: Literal["ani"] = "ani"
+    cutoff: Number = Field(5.2, gt=1.5, le=20, description="Å, above 1.5 and at most 20")
+    angular_cutoff: Number = Field(
+        3.5, gt=1.5, le=20, description="of the neighbours whose angles are seen, Å, above 1.5 and less than the cutoff"
+    )
+    layers: tuple[Count, ...] = Field(
+        (64, 48, 32), min_length=1, max_length=8, description="neurons of the hidden layers", examples=[[64, 48, 32]]
+    )
+    rate: Positive = Field(1e-3, description="largest learning rate of the schedule")
+
+
+class Noise(Model):
+    """The errors that labels are taken to have: what a fit need not come nearer than."""
+
+    energy: Positive = Field(0.001, description="eV/atom")
+    forces: Positive = Field(0.05, description="eV/Å")
+    virial: Positive = Field(0.05, description="eV/atom")
+
+
+class GAP(Model):
+    """GAP: Gaussian processes on SOAP and on pairs, fitted by gap_fit to energies, forces and virials."""
+
+    NOT_HERE: ClassVar = {
+        **dict.fromkeys(("epochs", "batch", "rate", "patience"), ("it is fitted at once, not in epochs", "remove it")),
+        "loss": ("a fit has no loss", "write 'noise: {energy: ..., forces: ..., virial: ...}'"),
+    }
+
+    model: Literal["gap"] = "gap"
+    members: Count = Field(1, description="models in the ensemble")
+    cutoff: Number = Field(9.0, gt=1.5, le=20, description="Å, above 1.5 and at most 20")
+    n_max: Count = Field(5, le=20, description="radial functions of SOAP, at most 20")
+    l_max: NonNegativeInteger = Field(4, le=20, description="highest degree of the spherical harmonics, at most 20")
+    width: Positive = Field(1.0, description="of the Gaussian that stands for an atom, Å")
+    zeta: Count = Field(4, description="power of the kernel of SOAP")
+    sparse: Count = Field(500, description="representative environments of each element")
+    pairs: Count = Field(100, description="representative distances of each two elements")
+    delta: Positive = Field(1.0, description="eV: spread of what SOAP adds")
+    pair_delta: Positive = Field(0.1, description="eV: spread of what the pairs add")
+    noise: Noise = Field(default_factory=Noise, description="errors that the labels are taken to have")
+    timeout: Positive = Field(86400, description="seconds for a fit")
+
+
 class FakeModel(Model):
     """The toy crystal's own potential as a model: for tests."""
 
@@ -393,6 +447,8 @@ Train = Annotated[
     Annotated[SchNet, Tag("@schnet")]
     | Annotated[PaiNN, Tag("@painn")]
     | Annotated[SO3net, Tag("@so3net")]
+    | Annotated[ANI, Tag("@ani")]
+    | Annotated[GAP, Tag("@gap")]
     | Annotated[FakeModel, Tag("@fake")],
     Discriminator(tag_by("model")),
 ]

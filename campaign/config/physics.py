@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from campaign.config import packings
-from campaign.config.campaign_file import MOMT, NPT, PROTOTYPES, Errors, Loss, SchNet
+from campaign.config.campaign_file import ANI, MOMT, NPT, PROTOTYPES, Errors, Loss, SchNet
 from campaign.config.data_files import Fault, find, find_frames, potential_header, structure
 from campaign.config.yaml_lines import Document, Problem, join, show
 
@@ -44,6 +44,13 @@ LEAST_VOLUME, MOST_VOLUME = 0.5, 100.0
 
 #: Packages of the extra ``select`` behind a ``select.method``.
 PACKAGES = {"fps": "skmatter", "rematch": "dscribe"}
+
+#: The packages behind a ``train.model`` that the rest does without, and how to get them: torchani asks for a Zarr of
+#: before version 3, which it does not use here.
+TRAINERS = {
+    "ani": (("torchani",), "pip install --no-deps 'torchani>=2.9'"),
+    "gap": (("quippy", "f90wrap"), "pip install 'campaign[gap]'"),
+}
 
 Part = str | int
 
@@ -158,6 +165,26 @@ def _training(view: View) -> Iterator[Problem]:
     if patience and epochs and patience >= epochs:
         what = f"training has {epochs:g} epochs and could never end early"
         yield view.problem(("train", "patience"), what, patience, f"write less than {epochs:g}, or remove it")
+    yield from _trainer(view)
+
+
+def _trainer(view: View) -> Iterator[Problem]:
+    """Check what only some models need: their package, and an inner cutoff that is one."""
+    model = view.text("train", "model") or ""
+    packages, install = TRAINERS.get(model, ((), ""))
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        what = f"this model needs {absent[0]}, which is not installed"
+        yield view.problem(("train", "model"), what, model, f"run {install}, or write 'model: schnet'")
+    if model == "ani":
+        inner, outer = (
+            view.number("train", k, default=ANI.model_fields[k].default) for k in ("angular_cutoff", "cutoff")
+        )
+        if inner and outer and inner >= outer:
+            what = f"angles are of neighbours within the cutoff of {outer:g} Å"
+            key = "angular_cutoff" if view.get("train", "angular_cutoff") is not None else "cutoff"
+            remedy = f"write less than {outer:g}" if key == "angular_cutoff" else f"write more than {inner:g}"
+            yield view.problem(("train", key), what, view.get("train", key), remedy)
 
 
 def _representation(view: View) -> Iterator[Problem]:

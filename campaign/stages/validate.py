@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from campaign.config import Campaign
     from campaign.store.store import Store
 
-VERSION = 3
+VERSION = 4
 
 #: The runs of a test of stability: with the model, and with the reference potential where a later test asks for it.
 RUNS = ("md", "reference")
