@@ -55,7 +55,7 @@ _WARM_UP = 0.1
 #: repulsion, by what the wall adds (see ``schnetpack.WALL``).
 _WALL_AT = 1.0
 #: Raised when the same spec, seed and frames give other weights: no checkpoint from before is continued.
-_VERSION = 1
+_VERSION = 2
 OnEpoch = Callable[[dict[str, float]], None]
 
 
