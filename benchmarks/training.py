@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from common import arguments, report
 
-from campaign.engines.schnetpack_data import collate, examples_of, targets_of
-from campaign.engines.schnetpack_train import DEFAULTS, _Optimisation
+from campaign.engines.schnetpack_data import examples_of, targets_of
+from campaign.engines.schnetpack_steps import Optimisation
+from campaign.engines.schnetpack_train import DEFAULTS
 from campaign.frames import Frames
 
 ASKED = {"times spktrain": 1.5}
@@ -146,7 +147,7 @@ class Ours:
     def __init__(self, frames: Frames, batch: int) -> None:
         spec = {**DEFAULTS, "batch": batch, "epochs": 10_000, "rate": 1e-3}
         targets = targets_of([frames], LOSS)
-        self._run = _Optimisation(spec, 0, targets, len(frames))
+        self._run = Optimisation(spec, [0], targets, len(frames))
         self._examples = examples_of(frames, targets, 6.0)
         self._rng, self._batch = np.random.default_rng(0), batch
 
@@ -155,7 +156,7 @@ class Ours:
         start = time.perf_counter()
         order = self._rng.permutation(len(self._examples))
         for first in range(0, len(order), self._batch):
-            self._run.step(collate([self._examples[k] for k in order[first : first + self._batch]]))
+            self._run.step([[self._examples[k] for k in order[first : first + self._batch]]])
         return time.perf_counter() - start
 
 

@@ -158,6 +158,21 @@ def _training(view: View) -> Iterator[Problem]:
     if patience and epochs and patience >= epochs:
         what = f"training has {epochs:g} epochs and could never end early"
         yield view.problem(("train", "patience"), what, patience, f"write less than {epochs:g}, or remove it")
+    yield from _processes(view)
+
+
+def _processes(view: View) -> Iterator[Problem]:
+    """Check that each process of a training has a frame in every step, and one model at a time."""
+    batch, processes = view.number("train", "batch", default=1), view.number("train", "processes", default=1)
+    if not batch or not processes or processes == 1:
+        return
+    if processes > batch:
+        what = f"a step has {batch:g} frame{'s' if batch > 1 else ''}, and each process takes some of them"
+        remedy = f"write batch: {processes:g} or more, or processes: {batch:g}"
+        yield view.problem(("train", "processes"), what, processes, remedy)
+    if view.get("train", "together") is True:
+        what = "members that are trained together are trained in one process"
+        yield view.problem(("train", "together"), what, True, "remove it, or 'processes'")
 
 
 def _representation(view: View) -> Iterator[Problem]:
@@ -181,6 +196,9 @@ def _distillation(view: View) -> Iterator[Problem]:
 
     Frames of a file have whatever labels the file has; of them nothing is known here.
     """
+    if view.number("distill", "steps") and view.number("distill", "epochs"):
+        what = "the length of a training is given twice, in 'epochs' and in 'steps'"
+        yield view.problem(("distill", "steps"), what, view.get("distill", "steps"), "remove one of them")
     engine = view.text("label", "engine")
     if not _present(view, "distill") or engine is None:
         return
