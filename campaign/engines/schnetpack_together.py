@@ -4,8 +4,8 @@ Each member has its own frames in each step, so their graphs differ. They are jo
 every linear layer of SchNetPack's modules becomes one product with a matrix for each member: the rows of a member
 (atoms or pairs) are as many as those of any other, with a few atoms and pairs of no consequence where it has less.
 Nothing else in the modules mixes rows but by the indices of pairs and frames, so SchNet, PaiNN and SO3net need no code
-of their own. ``torch.func`` would want the same rows in each member too, and SchNetPack's forces, which call
-``torch.autograd.grad``, written anew.
+of their own. ``torch.vmap`` over ``torch.func.functional_call`` refuses SchNetPack's models ("requires_grad_() inside
+of a function being transformed"): their forces would have to be written anew, and need the same rows too.
 
 The gradient of the sum of all losses is that of each member; it is shortened, averaged and judged for each.
 """

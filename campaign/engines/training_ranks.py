@@ -123,7 +123,8 @@ def train(
     with np.load(folder / RESULT, allow_pickle=False) as found:
         weights = {k: found[k] for k in found}
     told = json.loads((folder / TOLD).read_text())
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in execution.checkpoint.parent.glob("ranks-*"):  # its content is in hand; those of killed tries
+        shutil.rmtree(left, ignore_errors=True)
     for values in told["history"]:
         on_epoch(values)
     summary = told["summary"]

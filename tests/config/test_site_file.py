@@ -190,6 +190,27 @@ def test_ranks_without_a_launch_command(tmp_path: Path) -> None:
     assert "got 2; write 'lammps: [mpiexec" in problem
 
 
+def test_training_on_gpus_or_processes_that_the_site_has_not(tmp_path: Path) -> None:
+    loaded = changed(tmp_path, "train: {model: schnet", "train: {device: cuda, model: schnet")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, GOOD)))
+    assert "train.device: executor cpu of site cluster has no GPUs, got cuda; write 'device: cpu', or" in problem
+    assert (
+        check_together(loaded, load_site(write(tmp_path, GOOD.replace("cores: 4\n", "cores: 4\n    gpus: 1\n")))) == []
+    )
+    loaded = changed(tmp_path, "train: {model: schnet", "train: {batch: 4, processes: 4, model: schnet")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, GOOD)))  # 2 cores a worker, nodes of 4
+    assert "train.processes: a worker of executor cpu of site cluster has 2 cores, got 4; write cores_per_" in problem
+    assert problem.endswith("or processes: 2")
+    wide = GOOD.replace("cores_per_worker: 2", "cores_per_worker: 4")
+    assert check_together(loaded, load_site(write(tmp_path, wide))) == []
+    (problem,) = check_together(
+        loaded, load_site(write(tmp_path, wide.replace('launch:\n  lammps: [srun, -n, "{ranks}"]\n', "")))
+    )
+    assert "train.processes: site cluster has no command to launch a training on several processes, got 4" in problem
+    own = wide.replace("  lammps: [srun", "  train: [srun")
+    assert check_together(loaded, load_site(write(tmp_path, own))) == []
+
+
 def test_walkers_of_one_task_share_the_cores_of_a_worker(tmp_path: Path) -> None:
     loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 2\n    walkers_per_task: 4\n")
     (problem,) = check_together(loaded, load_site(write(tmp_path, GOOD)))  # nodes of 4 cores
