@@ -200,6 +200,13 @@ def _train_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
         what = f"site {site.name} has no command to launch a training on several processes"
         remedy = "write 'train: [mpiexec, -n, \"{ranks}\"]' under launch of the site file, or processes: 1"
         yield problem("processes", what, remedy)
+    if known and spec.device == "cuda" and site.executors[name].gpus:
+        gpus = site.executors[name].gpus
+        each = gpus // min(gpus, site.workers_per_node(name))  # nccl wants a GPU for each process
+        if spec.processes > each:
+            what = f"a worker of executor {name} of site {site.name} has {each} GPU{'s' if each > 1 else ''}"
+            fewer = f"fewer workers a node for {name} in the site file, such as workers: 1, or processes: {each}"
+            yield problem("processes", what, f"write {fewer}")
     fault = _too_many_ranks(site, name, spec.processes) if known else None
     if fault:
         yield problem("processes", fault[0], fault[1].replace("or ranks:", "or processes:"))

@@ -224,6 +224,8 @@ def _leave(error: Exception, folder: Path, rank: int) -> None:
     """Write the error where ``train`` finds it, complete or not at all."""
     message = str(error) if isinstance(error, CampaignError) else f"{type(error).__name__}: {error}"
     kind = "EngineError" if isinstance(error, EngineError) else "MachineFault"
+    if kind == "MachineFault" and (folder / FAILURE).exists():  # most often a rank whose peer has said why it ended
+        return
     aside = folder / f".failure-{rank}"
     aside.write_text(json.dumps({"message": message, "kind": kind}))
     aside.rename(folder / FAILURE)
