@@ -186,21 +186,18 @@ class Optimisation:
 
         errors, padding = self._errors(self.model, part)
         fourth = self.fourth if self.targets.kind == "l4" else None
-        share = {"energy": shares[0], "forces": padding * self.fourth.new_tensor(shares[1]), "stress": shares[0]}
-        loss = loss_of(errors, self.targets, fourth, share, keep=1)
+        share: dict[str, Any] = {"energy": shares[0], "forces": self.fourth.new_tensor(shares[1]), "stress": shares[0]}
+        loss = loss_of(errors, self.targets, fourth, share, padding, keep=1)
         loss.sum().backward()
         if fourth is None:
             return loss.detach(), torch.zeros_like(self.fourth)
-        found = [share[k] * fourth_power(errors[k].detach(), keep=1) for k in PROPERTIES]
+        found = [share[k] * fourth_power(errors[k].detach(), 1, padding[k]) for k in PROPERTIES]
         return loss.detach(), torch.stack(found)
 
-    def _errors(self, model: Any, part: list[Batch]) -> tuple[Tensors, float | torch.Tensor]:
-        """Return the errors of each model, the models being the first dimension, and what mends means over forces.
-
-        These may be over more atoms than there are.
-        """
+    def _errors(self, model: Any, part: list[Batch]) -> tuple[Tensors, dict[str, Any]]:
+        """Return the errors of each model, the models being the first dimension, and the padding of each property."""
         batch = collate(part[0])
-        return {k: v[None] for k, v in errors_of(batch, model(batch)).items()}, 1.0
+        return {k: v[None] for k, v in errors_of(batch, model(batch)).items()}, dict.fromkeys(PROPERTIES, 1.0)
 
     def _shorten(self) -> None:
         import torch
@@ -222,10 +219,10 @@ class Optimisation:
             errors, padding = self._errors(self.average, part)
             errors = {name: e.detach() for name, e in errors.items()}
             mine = self.fourth.new_tensor([atoms_of(batch) for batch in part])
-            share = {"energy": 1.0 / frames, "forces": padding * mine / atoms, "stress": 1.0 / frames}
+            share: dict[str, Any] = {"energy": 1.0 / frames, "forces": mine / atoms, "stress": 1.0 / frames}
             for row, name in enumerate(PROPERTIES):
-                off, delta = errors[name], self.targets.deltas[name]
-                cost = fourth_power(off, 1) if kind == "l4" else penalty(off, kind, delta, keep=1)
+                off, more, delta = errors[name], padding[name], self.targets.deltas[name]
+                cost = fourth_power(off, 1, more) if kind == "l4" else penalty(off, kind, delta, None, 1, more)
                 sums[row] += share[name] * cost
             sums[3] += (errors["forces"] ** 2).flatten(1).sum(-1)
         self.ranks.add(sums)
@@ -271,6 +268,7 @@ def loss_of(
     targets: Targets,
     fourth: torch.Tensor | None = None,
     share: Mapping[str, Any] | None = None,
+    padding: Mapping[str, Any] | None = None,
     keep: int = 0,
 ) -> torch.Tensor:
     """Return the weighted cost of the errors, energies per atom, each over the spread of its labels.
@@ -283,16 +281,17 @@ def loss_of(
         From ``errors_of``.
     targets
         Weights and kind.
-    fourth, keep
-        As ``science.losses.penalty`` takes them; ``fourth`` by property.
+    fourth, padding, keep
+        As ``science.losses.penalty`` takes them; the first two by property.
     share
         Of each property: what part of the step the errors are.
     """
     parts = []
     for k, name in enumerate(PROPERTIES):
         around = None if fourth is None else fourth[k]
-        cost = targets.weights[name] * penalty(errors[name], targets.kind, targets.deltas[name], around, keep)
-        parts.append(cost if share is None else share[name] * cost)
+        more = 1.0 if padding is None else padding[name]
+        cost = penalty(errors[name], targets.kind, targets.deltas[name], around, keep, more)
+        parts.append(targets.weights[name] * (cost if share is None else share[name] * cost))
     return parts[0] + parts[1] + parts[2]
 
 

@@ -89,14 +89,14 @@ class Stacked(Optimisation):
         self._far = 2.0 * float(spec["cutoff"])
         return stack([network(spec, seed) for seed in seeds])
 
-    def _errors(self, model: Any, part: list[Batch]) -> tuple[Tensors, float | torch.Tensor]:
+    def _errors(self, model: Any, part: list[Batch]) -> tuple[Tensors, dict[str, Any]]:
         """Return errors with the members as first dimension, without the frames of no consequence."""
         batch, real = joined(part, self._far)
         errors = errors_of(batch, model(batch))
         each = {k: v.reshape(len(part), -1, *v.shape[1:]) for k, v in errors.items()}
         real = real.reshape(len(part), -1, 1)
         kept = {"energy": each["energy"][:, :-1], "forces": each["forces"] * real, "stress": each["stress"][:, :-1]}
-        return kept, real.shape[1] / real.sum(dim=(1, 2))
+        return kept, {"energy": 1.0, "forces": real.shape[1] / real.sum(dim=(1, 2)), "stress": 1.0}
 
     def _shorten(self) -> None:
         """Shorten the gradient of each member, as ``torch.nn.utils.clip_grad_norm_`` does that of one."""

@@ -61,12 +61,13 @@ class Ranks(Alone):
             host = "127.0.0.1"
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         host, port = world.bcast((host, 0), 0)
+        make = dist.TCPStore  # type: ignore[attr-defined]
         if self.rank == 0:
-            store = dist.TCPStore(host, 0, self.size, True, wait_for_workers=False)
+            store = make(host, 0, self.size, True, wait_for_workers=False)
             port = store.port
         port = world.bcast(port, 0)
         if self.rank > 0:
-            store = dist.TCPStore(host, port, self.size, False)
+            store = make(host, port, self.size, False)
         backend = "gloo" if device == "cpu" else "nccl"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
 

@@ -19,7 +19,12 @@ _TINY = 1e-20
 
 
 def penalty(
-    errors: torch.Tensor, kind: str = "mse", delta: float = 0.1, fourth: torch.Tensor | None = None, keep: int = 0
+    errors: torch.Tensor,
+    kind: str = "mse",
+    delta: float = 0.1,
+    fourth: torch.Tensor | None = None,
+    keep: int = 0,
+    padding: float | torch.Tensor = 1.0,
 ) -> torch.Tensor:
     """Return what errors cost together.
 
@@ -49,6 +54,8 @@ def penalty(
         Of ``l4`` alone: the mean of the fourth powers, of the shape of the result; None: that of ``errors``.
     keep
         Leading dimensions that are kept; the others are summed up.
+    padding
+        Where some of ``errors`` stand for none, and are zero: all of them over those that count.
 
     Raises
     ------
@@ -58,12 +65,12 @@ def penalty(
     import torch
 
     if kind == "mse":
-        return (errors**2).flatten(keep).mean(-1)
+        return _mean(errors**2, keep, padding)
     if kind == "huber":
         each = torch.nn.functional.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=delta)
-        return 2.0 * each.flatten(keep).mean(-1)
+        return 2.0 * _mean(each, keep, padding)
     if kind == "l4":
-        mean = fourth_power(errors, keep)
+        mean = fourth_power(errors, keep, padding)
         if fourth is None:
             return torch.sqrt(mean + _TINY)
         root = torch.sqrt(fourth + _TINY)
@@ -71,6 +78,10 @@ def penalty(
     raise ValueError(f"There is no loss {kind}; the kinds are {', '.join(KINDS)}.")
 
 
-def fourth_power(errors: torch.Tensor, keep: int = 0) -> torch.Tensor:
-    """Return ``mean(e^4)`` over all but the ``keep`` leading dimensions."""
-    return (errors**4).flatten(keep).mean(-1)
+def fourth_power(errors: torch.Tensor, keep: int = 0, padding: float | torch.Tensor = 1.0) -> torch.Tensor:
+    """Return ``mean(e^4)``; ``keep`` and ``padding`` as in :func:`penalty`."""
+    return _mean(errors**4, keep, padding)
+
+
+def _mean(values: torch.Tensor, keep: int, padding: float | torch.Tensor) -> torch.Tensor:
+    return padding * values.flatten(keep).mean(-1)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from campaign.engines.checkpoints import NAME, Execution
-from campaign.engines.models import Model, Trained, build_model, train
+from campaign.engines.checkpoints import NAME, Execution, Trained
+from campaign.engines.models import Model, build_model, train
 from campaign.errors import MachineFault
 from campaign.frames import Array, Frames
 from campaign.store.store import Store
@@ -103,13 +103,14 @@ def watched(folder: Path, logs: Path | None = None) -> Iterator[Callable[[dict[s
             from torch.utils.tensorboard import SummaryWriter
 
             shutil.rmtree(logs, ignore_errors=True)
-            board = SummaryWriter(str(logs))  # type: ignore[no-untyped-call]
+            board = SummaryWriter(str(logs))
             stack.callback(board.close)
 
         def write(values: dict[str, float]) -> None:
             lines.write(json.dumps(values) + "\n")
-            for name in ("loss", "force_rmse") if board is not None else ():
-                board.add_scalar(name, values[name], int(values["epoch"]))
+            if board is not None:
+                for name in ("loss", "force_rmse"):
+                    board.add_scalar(name, values[name], int(values["epoch"]))
 
         yield write
 
