@@ -197,7 +197,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    n, epochs, rounds = (32, 3, 1) if quick else (64, 4, 2)
+    n, epochs, rounds = (32, 3, 1) if quick else (64, 4, 1)
     rows, figures = [], {}
     for batch in (4,) if quick else (1, 4):
         found = measure(batch, n, epochs, rounds)

@@ -138,7 +138,7 @@ def test_killed_ten_times_at_random_moments_the_weights_are_the_same(tmp_path, s
         folder = tmp_path / name
         folder.mkdir()
         given = train_task(folder)
-        task = Task("train", "main", {**given.params, "epochs": 400, "seed": seeds}, given.inputs)
+        task = Task("train", "main", {**given.params, "epochs": 200, "seed": seeds}, given.inputs)
         for _ in range(kills):
             command = [sys.executable, "-c", PLAIN, str(folder), json.dumps(task.to_json())]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
