@@ -74,9 +74,10 @@ def take_in(folder: Path, root: Path, site: str, file: str, files: dict[str, byt
 
 def _check(loaded: Loaded[Campaign], site: str, sent: set[str], root: Path) -> None:
     from campaign.config import check_together, load_site
-    from campaign.inputs import read_files
+    from campaign.inputs import check_models, frame_sources, read_files
 
-    problems = list(check_together(loaded, load_site(site)))
+    problems = [*check_together(loaded, load_site(site)), *check_models(loaded)]
+    frame_sources(loaded)  # looks through them
     frames = {str(Path(m.file)) for m in loaded.spec.sample if m.method == "file"}
     named = {str(Path(n)) for n in read_files(loaded)} | frames | {loaded.path.name}
     for name in sorted(n for n in sent if str(Path(n)) not in named):

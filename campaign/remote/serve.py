@@ -73,35 +73,39 @@ def _submit(asked: Submit, allowed: Allowed) -> dict[str, Any]:
     known = Asked.read(folder)
     if asked.file is None and known is None:
         raise InputError(_unknown(asked.run, folder.parent))
+    mine = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with driver.alone(folder):
-        at_work = driver.at_work(folder, run_directory(folder, known)) if known else None
-        if at_work:
-            return _at_work(asked, folder, at_work)
-        if asked.file is not None:
-            words = _fresh(asked, allowed, folder, site)
-        else:
-            assert known is not None
-            words = ["resume", str(run_directory(folder, known)), "--site", site]
-            Asked(known.campaign, asked.site).write(folder)
-        if asked.until is not None:
-            words += ["--until", asked.until]
-        if asked.retry_quarantined:
-            words.append("--retry-quarantined")
-        pid = driver.start(folder, words)
+    try:
+        with driver.alone(folder):
+            found = driver.at_work(folder, run_directory(folder, known)) if known else None
+            if found:
+                return _at_work(asked, folder, found)
+            pid = driver.start(folder, _words(asked, allowed, folder, site))
+    except InputError:
+        if mine:  # nothing of it was accepted
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return {"run": asked.run, "folder": str(folder), "pid": pid, "started": True, "continued": known is not None}
 
 
-def _fresh(asked: Submit, allowed: Allowed, folder: Path, site: str) -> list[str]:
-    """Take in the files that were sent and return the words after ``campaign`` that run them."""
-    assert asked.file is not None
-    try:
+def _words(asked: Submit, allowed: Allowed, folder: Path, site: str) -> list[str]:
+    """Take in what was sent and return the words after ``campaign`` that run it."""
+    if asked.file is not None:
         loaded = take_in(folder, allowed.root, site, asked.file, unpack_files(asked.files))
-    except InputError:
-        _forget(folder)
-        raise
-    Asked(loaded.spec.name, asked.site).write(folder)
-    return ["run", str(loaded.path), "--site", site, "--root", str(folder)]
+        stages = ", ".join(loaded.spec.stages)
+        if asked.until is not None and asked.until not in loaded.spec.stages:
+            raise InputError(f"--until: this campaign has no stage {asked.until}; write one of {stages}.")
+        name = loaded.spec.name
+        words = ["run", str(loaded.path), "--site", site, "--root", str(folder)]
+    else:
+        known = Asked.read(folder)
+        assert known is not None
+        name = known.campaign
+        words = ["resume", str(run_directory(folder, known)), "--site", site]
+    Asked(name, asked.site).write(folder)
+    if asked.until is not None:
+        words += ["--until", asked.until]
+    return [*words, "--retry-quarantined"] if asked.retry_quarantined else words
 
 
 def _at_work(asked: Submit, folder: Path, at_work: dict[str, Any]) -> dict[str, Any]:
@@ -115,12 +119,6 @@ def _at_work(asked: Submit, folder: Path, at_work: dict[str, Any]) -> dict[str, 
                 f"('campaign remote wait {asked.run}'), or submit it with --new."
             )
     return {"run": asked.run, "folder": str(folder), "pid": at_work["pid"], "started": False, "continued": True}
-
-
-def _forget(folder: Path) -> None:
-    """Remove the folder of a run of which nothing was accepted."""
-    if not (folder / "run.json").exists() and not (folder / INPUTS).exists():
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unknown(run: str, place: Path) -> str:

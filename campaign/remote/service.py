@@ -6,9 +6,11 @@ different versions of Python.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from campaign import __version__
@@ -19,6 +21,11 @@ from campaign.remote.protocol import PROTOCOL, other_version
 
 #: Seconds to wait for an endpoint's answer: a worker may have to be started first.
 PATIENCE = 600.0
+
+#: How often a request is made whose worker is lost on the way.
+TRIES = 3
+
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Lost|Exceeded)\b")
 
 LOGIN = "python -c 'from globus_compute_sdk import Client; Client()'"
 
@@ -66,15 +73,21 @@ class Service:
         CampaignError
             It could not be asked, or could not do it.
         """
+        whole = {"protocol": PROTOCOL, "version": __version__, **request}
+        for _ in range(TRIES - 1):
+            with suppress(_WorkerLost):  # a request may be made twice: a run at work is not started again
+                return self._read(self._ask(function, whole))
+        return self._read(self._ask(function, whole))
+
+    def _ask(self, function: str, request: dict[str, Any]) -> Any:
         from globus_compute_sdk import Executor
         from globus_compute_sdk.serialize import JSONData
 
-        whole = {"protocol": PROTOCOL, "version": __version__, **request}
         with _told(self._endpoint):
             executor = Executor(self._endpoint, client=self._client, result_serializers=[JSONData()])
             try:
-                future = executor.submit_to_registered_function(function, kwargs={"request": whole})
-                answer = future.result(self._patience)
+                future = executor.submit_to_registered_function(function, kwargs={"request": request})
+                return future.result(self._patience)
             except TimeoutError:
                 raise CampaignError(
                     f"Endpoint {self._endpoint} has not answered in {self._patience:g} s; its workers may still wait "
@@ -82,7 +95,6 @@ class Service:
                 ) from None
             finally:
                 executor.shutdown(wait=False, cancel_futures=True)
-        return self._read(answer)
 
     def _read(self, answer: Any) -> dict[str, Any]:
         if not isinstance(answer, dict):
@@ -94,6 +106,10 @@ class Service:
         if answer.get("protocol") != PROTOCOL:
             raise InputError(other_version(answer.get("version"), where))
         return answer
+
+
+class _WorkerLost(CampaignError):
+    """The worker that had the request was lost; another may do it."""
 
 
 def _checked(endpoint: str) -> str:
@@ -145,23 +161,21 @@ def _sentence(error: Exception, endpoint: str) -> CampaignError | None:
     from globus_sdk import GlobusAPIError, GlobusError, NetworkError
 
     if isinstance(error, GlobusAPIError):
-        return _refused(error.http_status, str(error.message or error.code or ""), endpoint)
+        said = error.message or (error.raw_json or {}).get("reason") or error.text or error.code or ""
+        return _refused(error.http_status, str(said)[:300], endpoint)
     if isinstance(error, NetworkError):
         return CampaignError(
             f"Globus cannot be reached ({error}); look at the network and type the same command again: nothing is done "
             "twice."
         )
     if isinstance(error, TaskExecutionFailed):
-        lines = [line.strip(" -+") for line in str(error.remote_data).splitlines() if line.strip(" -+")]
-        what = f"Endpoint {endpoint} could not run the request ({lines[-1] if lines else 'no reason given'})"
-        lost = any("Lost" in line for line in lines[-1:])
-        remedy = (
-            "its worker was lost; type the same command again: nothing is done twice."
-            if lost
-            else "look at the logs of its workers, and that campaign is installed there."
-        )
-        return CampaignError(f"{what}; {remedy}")
-    if isinstance(error, GlobusError | ComputeError | MaxResultSizeExceeded):
+        lines = [line.strip(" -+") for line in str(error.remote_data).splitlines()]
+        said = [line for line in lines if _ERROR.match(line)] or [line for line in lines if line] or ["no reason given"]
+        what = f"Endpoint {endpoint} could not run the request ({said[-1][:300]})"
+        if "Lost" in said[-1]:
+            return _WorkerLost(f"{what}; type the same command again: nothing is done twice.")
+        return CampaignError(f"{what}; look at the logs of its workers, and that campaign is installed there.")
+    if isinstance(error, GlobusError | ComputeError | MaxResultSizeExceeded | CancelledError):
         return CampaignError(
             f"Globus Compute failed ({type(error).__name__}: {error}); type the same command again, or log in anew: "
             f"{LOGIN}."

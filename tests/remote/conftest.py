@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import campaign
+from campaign.remote.client import submit, wait
 from tests.remote.stand_in import TOY, Client, Endpoint, Executor, WebService
 
 
@@ -44,3 +45,17 @@ def laptop(tmp_path: Path, service: WebService, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "toy.yaml").write_text(TOY)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(service: WebService, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A campaign that was submitted from another laptop, and is done."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "toy.yaml").write_text(TOY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("globus_compute_sdk.Client", type("Client", (Client,), {"service": service}))
+        patch.setattr("globus_compute_sdk.Executor", Executor)
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        run = submit(folder / "toy.yaml", service.endpoint, "tiny")
+        assert wait(run, every=0.5, timeout=240)["state"] == "done"
+    return run

@@ -1,4 +1,4 @@
-"""An endpoint without the cloud: Globus Compute's real engine, workers and serializer, and a stand-in for its web service.
+"""An endpoint without the cloud: Globus Compute's real engine, workers and serializer; the web service is a stand-in.
 
 ``WebService`` does what the service does with a task: it joins the registered function's text and the packed arguments,
 refuses what is over 10 MB, and hands it to the endpoint; the result comes back as packed by the worker.
@@ -23,7 +23,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.sdk.batch import Batch
 from globus_compute_sdk.sdk.client import FunctionRegistrationData
 from globus_compute_sdk.serialize import ComputeSerializer
-from globus_sdk import GlobusAPIError
+from globus_sdk import ComputeAPIError, GlobusAPIError
 
 LIMIT = 10 * 1024 * 1024
 
@@ -53,7 +53,7 @@ def refusal(status: int, message: str) -> GlobusAPIError:
     response._content = json.dumps({"status": "Failed", "code": status, "reason": message}).encode()
     response.headers["Content-Type"] = "application/json"
     response.request = requests.Request("POST", "https://compute.api.globus.org/v3").prepare()
-    return GlobusAPIError(response)
+    return ComputeAPIError(response)
 
 
 class WebService:
@@ -115,7 +115,7 @@ class Executor:
         outer: Future[Any] = Future()
         try:
             inner = self.client.service.run(function_id, payload, self.results)
-        except GlobusAPIError as error:
+        except (GlobusAPIError, TaskExecutionFailed) as error:
             outer.set_exception(error)
             return outer
         inner.add_done_callback(lambda done: self._unpack(done.result(), outer))
@@ -167,33 +167,21 @@ class Endpoint:
             max_workers_per_node=1,
             heartbeat_period=1,
             heartbeat_threshold=4,
+            block_error_handler=False,  # a block that is lost is replaced, also where it was the only one
             job_status_kwargs={"strategy_period": 0.5, "max_idletime": 600.0},
             allowed_serializers=[f"{strategies}.PureSourceTextInspect", f"{strategies}.JSONData"],
         )
         self.engine.start(endpoint_id=self.id, run_dir=str(self.home / "endpoint"))
         return WebService(self.engine, self.id)
 
-    def workers(self) -> list[psutil.Process]:
-        """The endpoint's workers and their pool, and not what they started in sessions of their own."""
-        pools = [p for p in psutil.process_iter() if p.pid != os.getpid() and self._is_pool(p)]
-        found = {p.pid: p for pool in pools for p in [pool, *pool.children(recursive=True)]}
-        sessions = {os.getsid(p.pid) for p in pools}
-        return [p for p in found.values() if os.getsid(p.pid) in sessions]
-
-    def _is_pool(self, process: psutil.Process) -> bool:
-        try:
-            words = process.cmdline()
-            return any("process_worker_pool" in w for w in words) and process.environ().get("CAMPAIGN_REMOTE") == str(
-                self.file
-            )
-        except psutil.Error:
-            return False
-
     def kill_workers(self) -> None:
-        """Kill them as a node's failure does."""
-        found = self.workers()
-        assert found
-        for process in found:
+        """Kill the endpoint's workers and their pool: what is left is what has a session of its own."""
+        job = next(reversed(self.engine.executor.blocks_to_job_id.values()))
+        script = psutil.Process(int(job))
+        session = os.getsid(script.pid)
+        found = [p for p in script.children(recursive=True) if os.getsid(p.pid) == session]
+        assert len(found) >= 2
+        for process in [script, *found]:
             process.kill()
         psutil.wait_procs(found, timeout=10)
 
