@@ -30,7 +30,7 @@ class RemoteFile(Model):
         description="folder under which campaigns run, and nowhere else", examples=["/scratch/me/campaigns"]
     )
     sites: tuple[FileName, ...] = Field(
-        min_length=1, description="sites that may be used: names, or paths of site files", examples=["[slurm]"]
+        min_length=1, description="sites that may be used: names, or site files", examples=["[slurm]"]
     )
     host: FileName | None = Field(None, description="name of this machine for scp; default its own")
     collection: FileName | None = Field(None, description="id of the Globus collection in which root has its own path")
@@ -134,5 +134,5 @@ def load_allowed() -> Allowed:
     if not root.is_dir():
         raise InputError(f"{file}:{line}: root: there is no such folder, got {show(found.root)}; make it: mkdir -p")
     sites = {Path(s).stem if "/" in s or s.endswith((".yaml", ".yml")) else s: s for s in found.sites}
-    sites = {name: str(Path(s).expanduser()) if s != name else s for name, s in sites.items()}
+    sites = {name: str(file.parent / Path(s).expanduser()) if s != name else s for name, s in sites.items()}
     return Allowed(file, root.resolve(), sites, found.host or socket.getfqdn(), found.collection)

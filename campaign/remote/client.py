@@ -131,10 +131,10 @@ def submit(
         request |= {"file": loaded.path.name, "files": pack_files(files_of(loaded))}
         kept = replace(kept, file=str(loaded.path.resolve()))
     service = Service(kept.endpoint, options.patience)
-    kept = replace(kept, function=service.register(), submitted=time.time())
+    kept = replace(kept, submitted=time.time())
     kept.write()  # before it is sent: whatever happens on the way, the same command finds the same run
     try:
-        service.call(kept.function, request)
+        service.call(request)
     except InputError:
         kept.forget() if before is None else before.write()
         raise
@@ -224,12 +224,11 @@ class Remote:
     def __init__(self, run: str, endpoint: str | None = None, patience: float = PATIENCE) -> None:
         self._kept = _kept(run, endpoint)
         self._service = Service(self._kept.endpoint, patience)
-        self._function = self._kept.function or self._service.register()
 
     def ask(self, action: str, **more: str) -> dict[str, Any]:
         """Send a request about this run and return the answer."""
         request = {"action": action, "run": self._kept.run, "root": self._kept.root, **more}
-        return self._service.call(self._function, request)
+        return self._service.call(request)
 
     def status(self) -> dict[str, Any]:
         """Return how far the run is: what ``campaign status --json`` prints, and where it runs.
@@ -241,7 +240,7 @@ class Remote:
         answer = self.ask("status")
         nothing = {"campaign": self._kept.run, "stages": {}, "frames": 0, "selected": 0, "labelled": 0, "failures": []}
         where = {key: answer.get(key) for key in ("state", "run", "site", "host", "folder", "driver", "log")}
-        mine = {"endpoint": self._kept.endpoint, "function": self._function}
+        mine = {"endpoint": self._kept.endpoint, "function": self._service.function}
         return {**(answer.get("status") or nothing), **where, **mine}
 
 

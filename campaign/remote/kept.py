@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from campaign.config.fields import closest
 from campaign.errors import StoreError
 from campaign.remote.protocol import check_run_id
+
+#: The file with the registered function's id, beside those of the runs.
+FUNCTIONS = "functions"
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,6 @@ class Kept:
         Where it is.
     file
         The campaign file on this computer.
-    function
-        The registered function's id.
     submitted
         Seconds since 1970, of the last time.
     """
@@ -36,16 +39,11 @@ class Kept:
     site: str = ""
     root: str = ""
     file: str = ""
-    function: str = ""
     submitted: float = 0.0
 
     def write(self) -> None:
         """Keep it."""
-        folder = state_folder()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = folder / f".{uuid.uuid4().hex}"
-        aside.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        aside.replace(folder / f"{self.run}.json")
+        _write(state_folder() / f"{self.run}.json", asdict(self))
 
     def forget(self) -> None:
         """Keep it no longer."""
@@ -85,6 +83,31 @@ def unknown(run: str, remedy: str) -> str:
     hint = f"did you mean '{best}'? Otherwise " if best else ""
     listed = f"; known are {', '.join(known[-5:])}" if known and not best else ""
     return f"run {run}: no such run was submitted from this computer{listed}; {hint}{remedy}."
+
+
+def read_function(text: str) -> str | None:
+    """Return the id under which a function's text was registered, None if it was not."""
+    try:
+        found = json.loads((state_folder() / FUNCTIONS).read_text()).get(_digest(text))
+    except (OSError, ValueError, AttributeError):  # then it is registered again
+        return None
+    return found if isinstance(found, str) else None
+
+
+def keep_function(text: str, function: str) -> None:
+    """Keep the id under which a function's text was registered."""
+    _write(state_folder() / FUNCTIONS, {_digest(text): function})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = path.with_name(f".{uuid.uuid4().hex}")
+    aside.write_text(json.dumps(data, indent=1) + "\n")
+    aside.replace(path)
 
 
 def _read(path: Path) -> Kept | None:

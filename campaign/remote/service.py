@@ -6,6 +6,7 @@ different versions of Python.
 
 from __future__ import annotations
 
+import inspect
 import re
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from campaign import __version__
 from campaign.config.yaml_lines import show
 from campaign.errors import CampaignError, InputError
 from campaign.remote.function import campaign_remote
+from campaign.remote.kept import keep_function, read_function
 from campaign.remote.protocol import PROTOCOL, other_version
 
 #: Seconds to wait for an endpoint's answer: a worker may have to be started first.
@@ -50,6 +52,7 @@ class Service:
         self._endpoint = _checked(endpoint)
         self._patience = patience
         self._client = _client()
+        self._text = inspect.getsource(campaign_remote)
         with _told(self._endpoint):
             state = self._client.get_endpoint_status(self._endpoint).get("status")
         if state not in ("online", None):
@@ -58,12 +61,19 @@ class Service:
                 "globus-compute-endpoint start NAME."
             )
 
-    def register(self) -> str:
-        """Register the function; return its id."""
-        with _told(self._endpoint):
-            return str(self._client.register_function(campaign_remote))
+    @property
+    def function(self) -> str:
+        """The id of the registered function; it is registered once, and again where Globus has lost it."""
+        known = read_function(self._text)
+        return known if known is not None else self._register()
 
-    def call(self, function: str, request: dict[str, Any]) -> dict[str, Any]:
+    def _register(self) -> str:
+        with _told(self._endpoint):
+            function = str(self._client.register_function(campaign_remote))
+        keep_function(self._text, function)
+        return function
+
+    def call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run the function on the endpoint and return its answer.
 
         Raises
@@ -74,10 +84,17 @@ class Service:
             It could not be asked, or could not do it.
         """
         whole = {"protocol": PROTOCOL, "version": __version__, **request}
+        function = self.function
+        try:
+            return self._try(function, whole)
+        except _FunctionRefused:
+            return self._try(self._register(), whole)
+
+    def _try(self, function: str, request: dict[str, Any]) -> dict[str, Any]:
         for _ in range(TRIES - 1):
             with suppress(_WorkerLost):  # a request may be made twice: a run at work is not started again
-                return self._read(self._ask(function, whole))
-        return self._read(self._ask(function, whole))
+                return self._read(self._ask(function, request))
+        return self._read(self._ask(function, request))
 
     def _ask(self, function: str, request: dict[str, Any]) -> Any:
         from globus_compute_sdk import Executor
@@ -110,6 +127,10 @@ class Service:
 
 class _WorkerLost(CampaignError):
     """The worker that had the request was lost; another may do it."""
+
+
+class _FunctionRefused(InputError):
+    """Globus does not know the function any more, or does not let it run here."""
 
 
 def _checked(endpoint: str) -> str:
@@ -186,7 +207,10 @@ def _sentence(error: Exception, endpoint: str) -> CampaignError | None:
 def _refused(status: int, message: str, endpoint: str) -> CampaignError:
     """Return the sentence for an answer of the web service that is not what was asked for."""
     message = " ".join(message.split()).rstrip(".")
-    if status == 404 and "function" not in message.lower():
+    if "function" in message.lower():
+        remedy = "where the endpoint's owner has a list of allowed_functions, ask for it to be added"
+        return _FunctionRefused(f"Globus Compute refuses campaign's function ({message}); {remedy}.")
+    if status == 404:
         return InputError(
             f"--endpoint: Globus Compute knows no endpoint {endpoint} ({message}); compare it with "
             "'globus-compute-endpoint list' on its machine."
@@ -195,10 +219,5 @@ def _refused(status: int, message: str, endpoint: str) -> CampaignError:
         return InputError(
             f"Globus Compute does not let you use endpoint {endpoint} ({message}); log in as the one it is for "
             f"({LOGIN}), or ask its owner."
-        )
-    if "function" in message.lower():
-        return InputError(
-            f"Globus Compute refuses the function of this run ({message}); submit the run again: that "
-            "registers it anew."
         )
     return CampaignError(f"Globus Compute answered {status} ({message}); type the same command again in a while.")

@@ -64,6 +64,7 @@ class WebService:
         self.endpoint = str(endpoint)
         self.functions: dict[str, str] = {}
         self.state = "online"
+        self.allowed: set[str] | None = None
         self.sent: list[int] = []
 
     def run(self, function: str, payload: str, results: list[str]) -> Future[bytes]:
@@ -71,6 +72,8 @@ class WebService:
 
         if function not in self.functions:
             raise refusal(404, f"Function {function} could not be resolved")
+        if self.allowed is not None and function not in self.allowed:
+            raise refusal(403, f"Function {function} not permitted on endpoint {self.endpoint}")
         if len(payload) > LIMIT:
             raise refusal(413, "Task payload is over the limit")
         self.sent.append(len(payload))

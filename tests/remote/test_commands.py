@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from campaign.errors import InputError, StoreError
 from campaign.remote import protocol
 from campaign.remote.client import files_of, submit
 from campaign.remote.kept import Kept, all_kept, read_kept
-from tests.remote.stand_in import TOY, Endpoint, WebService
+from tests.remote.stand_in import TOY
 
 ENDPOINT = "4b116d3c-1703-4f8f-9f6f-39921e5864df"
 
@@ -75,47 +74,6 @@ def test_what_is_wrong_is_a_sentence_and_exit_2(
     assert said in shown.err
 
 
-@pytest.mark.requires("globus_compute_endpoint")
-def test_the_commands(
-    laptop: Path,
-    endpoint: Endpoint,
-    service: WebService,
-    finished: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def typed(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["campaign", "remote", *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        shown = capsys.readouterr()
-        return int(end.value.code or 0), shown.out, shown.err
-
-    Kept(finished, service.endpoint, "tiny", file="toy.yaml").write()
-    code, out, _ = typed("status", finished, "--json")
-    found = json.loads(out)
-    assert (code, found["state"], found["run"], found["endpoint"]) == (0, "done", finished, service.endpoint)
-    assert set(found) >= {"campaign", "stages", "frames", "selected", "labelled", "failures", "function"}
-    assert found["function"] in service.functions
-    code, out, err = typed("status", finished)
-    assert (code, "validate" in out) == (0, True)
-    assert str(endpoint.root / finished) in err
-    code, out, _ = typed("status")
-    assert (code, out.split()[0], out.split()[-1]) == (0, finished, "tiny")
-    code, out, err = typed("wait", finished, "--every", "0.1")
-    assert code == 0
-    assert f"{finished}: done, 40 frames" in err
-    assert typed("fetch", finished, "report", "-o", "here") == (0, "here/report.html\n", "")
-    model = endpoint.root / finished / "toy/models/large.pt"
-    model.write_bytes(b"x" * protocol.LARGEST)
-    try:
-        code, out, err = typed("fetch", finished, "model")
-    finally:
-        model.unlink()
-    assert (code, out.splitlines()[0]) == (1, f"mkdir -p {finished}")
-    assert "and Globus Compute carries 6.3 MB; bring it with:" in err
-
-
 def test_what_is_sent_is_what_the_campaign_names(tmp_path: Path) -> None:
     from campaign.config import copy_template, load_campaign
 
@@ -144,7 +102,7 @@ def test_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Kept("nacl-2", ENDPOINT, submitted=2.0).write()
     Kept("nacl-1", ENDPOINT, submitted=1.0).write()
     assert [kept.run for kept in all_kept()] == ["nacl-1", "nacl-2"]
-    with pytest.raises(InputError, match="run nacl-3: .*; did you mean 'nacl-"):
+    with pytest.raises(InputError, match=r"run nacl-3: .*; did you mean 'nacl-"):
         submit(run="nacl-3")
     other = ENDPOINT.replace("4", "5")
     with pytest.raises(InputError, match=f"--endpoint: run nacl-1 is on endpoint {ENDPOINT}, got '{other}'"):

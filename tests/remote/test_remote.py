@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from globus_compute_sdk.errors import TaskExecutionFailed
 
+from campaign import cli
 from campaign.errors import CampaignError, InputError
 from campaign.remote import client, protocol
 from campaign.remote.client import Options, Remote, fetch, status, submit, wait
+from campaign.remote.kept import Kept
 from campaign.remote.service import Service
 from tests.remote.stand_in import TOY, Endpoint, WebService, until
 
@@ -34,8 +37,7 @@ def done(endpoint: Endpoint, run: str) -> list[str]:
 
 def ask(service: WebService, **request: Any) -> dict[str, Any]:
     """Send a request that ``campaign remote`` itself would not send."""
-    there = Service(service.endpoint)
-    return there.call(there.register(), request)
+    return Service(service.endpoint).call(request)
 
 
 def refused(service: WebService, **request: Any) -> str:
@@ -70,6 +72,46 @@ def test_submit_status_wait_fetch(laptop: Path, endpoint: Endpoint, service: Web
     assert status(run, service.endpoint)["state"] == "done"
 
 
+def test_the_commands(
+    laptop: Path,
+    endpoint: Endpoint,
+    service: WebService,
+    finished: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def typed(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["campaign", "remote", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(end.value.code or 0), shown.out, shown.err
+
+    Kept(finished, service.endpoint, "tiny", file="toy.yaml").write()
+    code, out, _ = typed("status", finished, "--json")
+    found = json.loads(out)
+    assert (code, found["state"], found["run"], found["endpoint"]) == (0, "done", finished, service.endpoint)
+    assert set(found) >= {"campaign", "stages", "frames", "selected", "labelled", "failures", "function"}
+    assert found["function"] in service.functions
+    code, out, err = typed("status", finished)
+    assert (code, "validate" in out) == (0, True)
+    assert str(endpoint.root / finished) in err
+    code, out, _ = typed("status")
+    assert (code, out.split()[0], out.split()[-1]) == (0, finished, "tiny")
+    code, out, err = typed("wait", finished, "--every", "0.1")
+    assert code == 0
+    assert f"{finished}: done, 40 frames" in err
+    assert typed("fetch", finished, "report", "-o", "here") == (0, "here/report.html\n", "")
+    model = endpoint.root / finished / "toy/models/large.pt"
+    model.write_bytes(b"x" * protocol.LARGEST)
+    try:
+        code, out, err = typed("fetch", finished, "model")
+    finally:
+        model.unlink()
+    assert (code, out.splitlines()[0]) == (1, f"mkdir -p {finished}")
+    assert "and Globus Compute carries 6.3 MB; bring it with:" in err
+
+
 @pytest.mark.slow
 def test_the_same_command_again_is_the_same_run(laptop: Path, endpoint: Endpoint, service: WebService) -> None:
     """And what is kept of it here names no secret, and is for the user alone."""
@@ -78,7 +120,6 @@ def test_the_same_command_again_is_the_same_run(laptop: Path, endpoint: Endpoint
     folder = laptop / "state/campaign/remote"
     kept = json.loads((folder / f"{run}.json").read_text())
     assert kept.pop("submitted") > 0
-    assert kept.pop("function") in service.functions
     where = {"endpoint": service.endpoint, "site": "tiny", "root": "a/b"}
     assert kept == {"run": run, **where, "file": str(laptop / "toy.yaml")}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -133,7 +174,7 @@ def test_a_site_outside_the_list_is_refused(laptop: Path, endpoint: Endpoint, se
             submit("toy.yaml", service.endpoint, site)
         assert "campaigns sent to this endpoint may not use this site" in str(found.value)
         assert f"add it to 'sites' in {endpoint.file}" in str(found.value)
-    assert list((laptop / "state/campaign/remote").iterdir()) == []  # nothing was started, nothing is kept
+    assert list((laptop / "state/campaign/remote").glob("*.json")) == []  # nothing was started, nothing is kept
 
 
 @pytest.mark.parametrize(
@@ -300,14 +341,22 @@ def test_wrong_endpoints(laptop: Path, service: WebService, monkeypatch: pytest.
 
 
 def test_a_function_that_is_gone_and_an_answer_that_does_not_come(
-    laptop: Path, service: WebService, finished: str
+    laptop: Path, service: WebService, finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = Remote(finished, service.endpoint, patience=0.0)
     with pytest.raises(CampaignError, match=r"has not answered in 0 s; .* Type the same command again later"):
         remote.status()
+    assert len(service.functions) >= 1
     service.functions.clear()
-    with pytest.raises(InputError, match=r"refuses the function of this run .* submit the run again"):
-        remote.status()
+    assert status(finished, service.endpoint)["state"] == "done"  # it was registered once more
+    assert len(service.functions) == 1
+    fetch(finished, "report", endpoint=service.endpoint)
+    assert len(service.functions) == 1  # and is used from then on
+    monkeypatch.setattr(service, "allowed", set())
+    with pytest.raises(
+        InputError, match=r"refuses campaign's function \(Function .* not permitted .*allowed_functions"
+    ):
+        status(finished, service.endpoint)
 
 
 def test_a_worker_that_is_lost_with_the_request(
