@@ -110,11 +110,11 @@ def _show(found: dict[str, Any], json: bool) -> None:
         return
     from rich.console import Console
 
-    from campaign.report.live import status_table
+    from campaign.report.live import printable, status_table
 
     Console().print(status_table(found, most=200))
     _say(f"run {found['run']} on {found['host']}: {found['folder']}")
     for line in found["log"] or ():
-        _say(f"  {line}")
+        _say(f"  {printable(line)}")
     if found["state"] in ("failed", "interrupted"):
         _say(f"it goes on with: campaign remote submit --run {found['run']}")

@@ -118,7 +118,7 @@ class Service:
             raise CampaignError(f"Endpoint {self._endpoint} answered {show(answer)}, which is nothing campaign says.")
         where = f"endpoint {self._endpoint}"
         if answer.get("problems"):
-            problems = [f"{where}: {problem}" for problem in answer["problems"]]
+            problems = [f"{where}: {_printable(str(problem))}" for problem in answer["problems"]]
             raise InputError(*problems) if answer.get("kind") == "input" else CampaignError("\n".join(problems))
         if answer.get("protocol") != PROTOCOL:
             raise InputError(other_version(answer.get("version"), where))
@@ -131,6 +131,11 @@ class _WorkerLost(CampaignError):
 
 class _FunctionRefused(InputError):
     """Globus does not know the function any more, or does not let it run here."""
+
+
+def _printable(text: str) -> str:
+    """Return what a terminal may show: what comes from elsewhere must not steer it."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _checked(endpoint: str) -> str:
