@@ -26,7 +26,7 @@ from campaign.remote.protocol import (
     too_large,
     unpack_files,
 )
-from campaign.remote.service import PATIENCE, Service
+from campaign.remote.service import PATIENCE, Service, endpoint_id
 
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded
@@ -115,6 +115,7 @@ def submit(
 
     options = options or Options()
     check_path(options.root, "--root")
+    endpoint = endpoint_id(endpoint) if endpoint else None
     loaded = load_campaign(Path(file)) if file is not None else None
     before = _before(loaded, endpoint, site, run, options)
     if before is not None:
@@ -153,6 +154,9 @@ def _before(
             raise InputError(
                 f"--endpoint: run {run} is on endpoint {known.endpoint}, got {show(endpoint)}; leave it out."
             )
+        if known is not None and options.root not in ("", known.root):
+            where = f"in {known.root}" if known.root else "in the endpoint's own folder"
+            raise InputError(f"--root: run {run} lies {where}, got {show(options.root)}; leave it out.")
         return known
     if loaded is None:
         raise InputError("Nothing to submit: give FILE, or --run ID to continue a run.")
@@ -199,13 +203,15 @@ def files_of(loaded: Loaded[Campaign]) -> dict[str, bytes]:
 
 
 def _kept(run: str, endpoint: str | None) -> Kept:
-    """Return what is known of a run, of one that another computer submitted only its endpoint."""
+    """Return what is known of a run, of one that another computer submitted (``ROOT/RUN``) only where it is."""
+    root, _, run = run.rpartition("/")
+    check_path(root, "run")
     known = read_kept(run)
     if known is not None and endpoint in (None, known.endpoint):
         return known
     if endpoint is None:
         raise InputError(unknown(run, "give --endpoint ID for one that another computer submitted"))
-    return Kept(run, endpoint)
+    return Kept(run, endpoint, root=root)
 
 
 class Remote:
@@ -214,7 +220,7 @@ class Remote:
     Parameters
     ----------
     run
-        Its id.
+        Its id; ``ROOT/RUN`` for one that another computer submitted with a root.
     endpoint
         Of a run that another computer submitted.
     patience
@@ -222,7 +228,7 @@ class Remote:
     """
 
     def __init__(self, run: str, endpoint: str | None = None, patience: float = PATIENCE) -> None:
-        self._kept = _kept(run, endpoint)
+        self._kept = _kept(run, endpoint_id(endpoint) if endpoint else None)
         self._service = Service(self._kept.endpoint, patience)
 
     def ask(self, action: str, **more: str) -> dict[str, Any]:
@@ -335,7 +341,7 @@ def fetch(
     size = int(answer.get("bytes", 0))
     if "files" not in answer:
         return Fetched([], [str(c) for c in answer.get("commands", [])], size)
-    folder = Path(run if to is None else to)
+    folder = Path(str(answer["run"]) if to is None else to)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, content in unpack_files(answer["files"]).items():

@@ -20,12 +20,12 @@ from campaign.remote.protocol import LARGEST, check_path, too_large
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded
 
-#: The folder of a run in which what was sent lies.
-INPUTS = "inputs"
+#: The folder of a run in which what was sent lies: no campaign has such a name.
+INPUTS = "_inputs"
 
 
 def take_in(folder: Path, root: Path, site: str, file: str, files: dict[str, bytes]) -> Loaded[Campaign]:
-    """Check a campaign that was sent and put its files into ``folder/inputs``.
+    """Check a campaign that was sent and put its files into ``folder/_inputs``.
 
     Parameters
     ----------

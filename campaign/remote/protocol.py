@@ -152,7 +152,8 @@ def check_path(written: str, what: str) -> tuple[str, ...]:
         fault = "hidden names, backslashes and characters that do not print are not accepted"
     else:
         return pure.parts
-    raise InputError(f"{what}: {fault}, got {show(written)}; write a path below it, such as {pure.name or 'project'}.")
+    example = pure.name.lstrip(".~") or "project"
+    raise InputError(f"{what}: {fault}, got {show(written)}; write a path below it, such as {example}.")
 
 
 def pack_files(files: dict[str, bytes]) -> dict[str, str]:

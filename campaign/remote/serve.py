@@ -28,7 +28,7 @@ from campaign.remote.protocol import (
 )
 
 #: Where exports wait to be fetched, in a run's folder.
-OUTBOX = "fetched"
+OUTBOX = "_fetched"
 
 
 def answer(request: Any) -> dict[str, Any]:
@@ -73,6 +73,9 @@ def _submit(asked: Submit, allowed: Allowed) -> dict[str, Any]:
     known = Asked.read(folder)
     if asked.file is None and known is None:
         raise InputError(_unknown(asked.run, folder.parent))
+    above = next((p for p in folder.parents if p.is_relative_to(allowed.root) and (p / "run.json").exists()), None)
+    if above is not None:
+        raise InputError(f"--root: {above} is the folder of another run, got '{asked.root}'; name another folder.")
     mine = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:

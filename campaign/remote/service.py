@@ -20,6 +20,7 @@ from campaign.errors import CampaignError, InputError
 from campaign.remote.function import campaign_remote
 from campaign.remote.kept import keep_function, read_function
 from campaign.remote.protocol import PROTOCOL, other_version
+from campaign.report.live import printable
 
 #: Seconds to wait for an endpoint's answer: a worker may have to be started first.
 PATIENCE = 600.0
@@ -49,7 +50,7 @@ class Service:
     """
 
     def __init__(self, endpoint: str, patience: float = PATIENCE) -> None:
-        self._endpoint = _checked(endpoint)
+        self._endpoint = endpoint_id(endpoint)
         self._patience = patience
         self._client = _client()
         self._text = inspect.getsource(campaign_remote)
@@ -118,7 +119,7 @@ class Service:
             raise CampaignError(f"Endpoint {self._endpoint} answered {show(answer)}, which is nothing campaign says.")
         where = f"endpoint {self._endpoint}"
         if answer.get("problems"):
-            problems = [f"{where}: {_printable(str(problem))}" for problem in answer["problems"]]
+            problems = [f"{where}: {printable(problem)}" for problem in answer["problems"]]
             raise InputError(*problems) if answer.get("kind") == "input" else CampaignError("\n".join(problems))
         if answer.get("protocol") != PROTOCOL:
             raise InputError(other_version(answer.get("version"), where))
@@ -133,12 +134,14 @@ class _FunctionRefused(InputError):
     """Globus does not know the function any more, or does not let it run here."""
 
 
-def _printable(text: str) -> str:
-    """Return what a terminal may show: what comes from elsewhere must not steer it."""
-    return "".join(c if c.isprintable() else " " for c in text)
+def endpoint_id(endpoint: str) -> str:
+    """Return an endpoint's id as Globus writes it.
 
-
-def _checked(endpoint: str) -> str:
+    Raises
+    ------
+    InputError
+        It is none.
+    """
     try:
         return str(uuid.UUID(endpoint))
     except (ValueError, AttributeError):

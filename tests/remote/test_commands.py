@@ -52,7 +52,8 @@ def test_without_a_login_nothing_is_asked_and_nothing_kept(tmp_path: Path) -> No
         (("submit", "toy.yaml", "--root", "/x"), "--root: an absolute path could leave"),
         (("submit", "nowhere.yaml", "--endpoint", ENDPOINT, "--site", "s"), "there is no such file"),
         (("status", "toy-1"), "run toy-1: no such run was submitted from this computer"),
-        (("wait", "../x"), "run: a run id has lower-case letters"),
+        (("wait", "../x"), "run: '..' could leave the endpoint's folder for campaigns, got '..'; write a path below"),
+        (("wait", "Toy!"), "run: a run id has lower-case letters"),
         (("fetch", "toy-1", "reprot"), "'reprot' cannot be fetched; did you mean 'report'?"),
     ],
 )

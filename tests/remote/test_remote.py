@@ -113,7 +113,9 @@ def test_the_commands(
 
 
 @pytest.mark.slow
-def test_the_same_command_again_is_the_same_run(laptop: Path, endpoint: Endpoint, service: WebService) -> None:
+def test_the_same_command_again_is_the_same_run(
+    laptop: Path, endpoint: Endpoint, service: WebService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what is kept of it here names no secret, and is for the user alone."""
     options = Options(until="sample", root="a/b")
     run = submit("toy.yaml", service.endpoint, "tiny", options=options)
@@ -125,6 +127,11 @@ def test_the_same_command_again_is_the_same_run(laptop: Path, endpoint: Endpoint
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert wait(run, every=0.5, timeout=120)["state"] == "stopped"
     assert (endpoint.root / "a/b" / run / "toy/run.zarr").is_dir()
+    monkeypatch.setenv("XDG_STATE_HOME", str(laptop / "another computer"))
+    assert status(f"a/b/{run}", service.endpoint.upper())["frames"] == 40
+    monkeypatch.setenv("XDG_STATE_HOME", str(laptop / "state"))
+    with pytest.raises(InputError, match=r"--root: run toy-.* lies in a/b, got 'c'"):
+        submit(run=run, options=Options(root="c"))
     assert submit("toy.yaml", service.endpoint, "tiny", options=options) == run
     assert submit("toy.yaml", service.endpoint, "tiny", options=Options(until="sample", new=True)) != run
     assert wait(run, every=0.5, timeout=120)["state"] == "stopped"
@@ -197,12 +204,17 @@ def test_links_are_refused(laptop: Path, endpoint: Endpoint, service: WebService
     (endpoint.root / "link").symlink_to(outside)
     with pytest.raises(InputError, match=r"link is a symbolic link, which could leave"):
         submit("toy.yaml", service.endpoint, "tiny", options=Options(root="link"))
-    (endpoint.root / "toy-2/inputs").mkdir(parents=True)
-    (endpoint.root / "toy-2/inputs/toy.yaml").symlink_to(outside / "toy.yaml")
+    (endpoint.root / "toy-2/_inputs").mkdir(parents=True)
+    (endpoint.root / "toy-2/_inputs/toy.yaml").symlink_to(outside / "toy.yaml")
     files = protocol.pack_files({"toy.yaml": TOY.encode()})
     request = {"action": "submit", "run": "toy-2", "site": "tiny", "file": "toy.yaml", "files": files}
     assert "symbolic link" in refused(service, **request)
     assert list(outside.iterdir()) == []
+
+
+def test_a_run_inside_another_is_refused(laptop: Path, service: WebService, finished: str) -> None:
+    with pytest.raises(InputError, match=r"--root: .* is the folder of another run, got 'toy-.*/toy'"):
+        submit("toy.yaml", service.endpoint, "tiny", options=Options(root=f"{finished}/toy"))
 
 
 def test_files_that_leave_their_folder_are_refused(laptop: Path, endpoint: Endpoint, service: WebService) -> None:
