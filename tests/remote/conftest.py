@@ -27,7 +27,7 @@ def service(endpoint: Endpoint) -> Iterator[WebService]:
         patch.setenv("CAMPAIGN_REMOTE", str(endpoint.file))
         patch.setenv("PYTHONPATH", str(Path(campaign.__file__).parents[1]))
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-        started = endpoint.start()
+        started = WebService(endpoint.start(), endpoint.id)
         try:
             yield started
         finally:

@@ -158,7 +158,8 @@ class Endpoint:
         lines = [f"root: {self.root}", f"sites: [{self.home / 'tiny.yaml'}]", *(f"{k}: {v}" for k, v in more.items())]
         self.file.write_text("\n".join(lines))
 
-    def start(self) -> WebService:
+    def start(self) -> Any:
+        """Start the endpoint's engine and return it."""
         from globus_compute_endpoint.engines import GlobusComputeEngine
         from parsl.providers import LocalProvider
 
@@ -175,7 +176,7 @@ class Endpoint:
             allowed_serializers=[f"{strategies}.PureSourceTextInspect", f"{strategies}.JSONData"],
         )
         self.engine.start(endpoint_id=self.id, run_dir=str(self.home / "endpoint"))
-        return WebService(self.engine, self.id)
+        return self.engine
 
     def kill_workers(self) -> None:
         """Kill the endpoint's workers and their pool: what is left is what has a session of its own."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import globus_compute_sdk
+import globus_sdk
 import pytest
 
 from campaign import cli
@@ -14,6 +17,7 @@ from campaign.errors import InputError, StoreError
 from campaign.remote import protocol
 from campaign.remote.client import files_of, submit
 from campaign.remote.kept import Kept, all_kept, read_kept
+from tests.remote import stand_in
 from tests.remote.stand_in import TOY
 
 ENDPOINT = "4b116d3c-1703-4f8f-9f6f-39921e5864df"
@@ -147,3 +151,20 @@ def test_the_function_alone_says_that_campaign_is_not_there(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "cannot run campaigns" in done.stdout
     assert "install campaign into the Python environment of the endpoint's workers" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["Client", "Executor"])
+def test_the_stand_in_is_called_as_the_real_one_is(name: str) -> None:
+    """Every argument that the stand-in takes, the SDK takes by the same name."""
+    real, ours = getattr(globus_compute_sdk, name), getattr(stand_in, name)
+    for method, code in vars(ours).items():
+        if not inspect.isfunction(code) or (method.startswith("_") and method != "__init__"):
+            continue
+        there = list(inspect.signature(getattr(real, method)).parameters)
+        here = list(inspect.signature(code).parameters)
+        if method == "get_endpoint_status":  # given by position
+            assert len(there) == len(here) == 2
+            continue
+        assert set(here) <= set(there), method
+    if name == "Client":
+        assert "raw_json" in dir(globus_sdk.ComputeAPIError)

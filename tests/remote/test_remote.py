@@ -23,7 +23,7 @@ from tests.remote.stand_in import TOY, Endpoint, WebService, until
 
 pytestmark = pytest.mark.requires("globus_compute_endpoint")
 
-SLOW = TOY.replace("segment: 10", "segment: 2, delay: 0.3").partition("train:")[0]
+SLOW = TOY.replace("segment: 10", "segment: 2, delay: 0.5").partition("train:")[0]
 
 
 def ledger(endpoint: Endpoint, run: str) -> list[dict[str, Any]]:
@@ -150,6 +150,9 @@ def test_the_campaign_outlives_its_endpoints_worker(laptop: Path, endpoint: Endp
         submit("toy.yaml", service.endpoint, "tiny")
     until(lambda: done(endpoint, run))
     endpoint.kill_workers()
+    assert status(run)["state"] in ("running", "stopped")  # another worker answers
+    endpoint.engine.shutdown()
+    service.engine = endpoint.start()  # the endpoint was restarted
     assert wait(run, every=0.5, timeout=120)["state"] == "stopped"
     log = (endpoint.root / run / "driver.log").read_text()
     assert log.count("=== ") == 1  # one driver did it all, however often it was submitted
