@@ -18,7 +18,7 @@ from campaign.inputs import check_models, frame_sources
 from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
-from campaign.stages.select import species_of
+from campaign.stages.selecting import species_of
 from campaign.stages.train import Train
 from campaign.stages.validate import Validate
 from campaign.tasks import Context, Json, Record, Task
