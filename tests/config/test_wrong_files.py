@@ -298,6 +298,9 @@ CASES = {
     "together in several processes": Wrong(
         "members: 2", "batch: 2, processes: 2, together: true", 16, "train.together", "true", "or 'processes'"
     ),
+    "together for ANI": Wrong(
+        "schnet, members: 2", "ani, members: 2, together: true", 16, "train.together", "true", "remove it"
+    ),
     "together that is no switch": Wrong("members: 2", "together: gpu", 16, "train.together", "'gpu'", "true or false"),
     "length of a training given twice": Wrong(
         "label: {engine: lammps}",
