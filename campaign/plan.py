@@ -354,7 +354,8 @@ def _train_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[
     epochs = getattr(spec.train, "epochs", 0)
     tasks = sets * spec.train.members
     together = sets if Train(spec).together else 0
-    what = f"{spec.train.model}: {spec.train.members} models for each of {sets} training sets, {epochs} epochs"
+    what = f"{spec.train.model}: {spec.train.members} models for each of {sets} training sets"
+    what += f", {epochs} epochs" if epochs else ""
     return tasks + together, what, tasks * epochs * _sizes(spec)[0] * atoms * TRAIN
 
 
