@@ -134,7 +134,8 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 def _summary(status: dict[str, Any], path: Path) -> list[str]:
     from campaign.results import headline, hints
 
-    lines = [f"{status['frames']} frames sampled, {status['selected']} selected, {status['labelled']} labelled"]
+    how = "transferred" if "transfer" in status["stages"] else "selected"
+    lines = [f"{status['frames']} frames sampled, {status['selected']} {how}, {status['labelled']} labelled"]
     lines += [f"note: {note}" for note in status.get("notes", [])]
     lines += headline(path / "validation")
     for failure in status["failures"][:20]:

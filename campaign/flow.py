@@ -299,8 +299,8 @@ class Flow:
             The folder of the tasks' own files, where a training in flight says how far it is.
         """
         stages: dict[str, Json] = {}
-        for key in ("sample", "select", "distill", "label", "train", "learn", "validate"):
-            if key not in all_stages and key in ("distill", "learn"):
+        for key in ("sample", "select", "distill", "transfer", "label", "train", "learn", "validate"):
+            if key not in all_stages and key in ("distill", "transfer", "learn"):
                 continue  # rare: they are named where they are asked for
             if key not in all_stages:
                 stages[key] = {"state": "skipped", "done": 0, "total": 0, "failed": 0}

@@ -180,7 +180,7 @@ def _elements(loaded: Loaded[Campaign], source: Source, line: int, key: str) -> 
     spec = loaded.spec
     if spec.label is None or spec.label.engine != "lammps":
         return
-    potential = spec.label.potential or spec.system.potential
+    potential = spec.reference
     assert potential is not None  # the campaign file is refused without it
     known = read_potential_header(loaded.folder / potential.lammps).elements
     absent = ", ".join(e for e in source.species if e not in known)

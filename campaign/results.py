@@ -18,6 +18,7 @@ from campaign import __version__
 from campaign.errors import InputError, StoreError
 from campaign.flow import Flow
 from campaign.frames import Frames
+from campaign.stages import transferred
 from campaign.stages.board import FrameSet
 from campaign.stages.distill import Distill
 from campaign.stages.labelled import collect, references, summary
@@ -25,6 +26,7 @@ from campaign.stages.learn import Learn
 from campaign.stages.sample import Sample
 from campaign.stages.select import Select
 from campaign.stages.trained import HISTORY, export_model, load_model, model_path
+from campaign.stages.transfer import Transfer
 from campaign.stages.validate import Validate, read_result
 from campaign.store.groups import translate
 from campaign.store.ledger import read_ledger
@@ -58,7 +60,7 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
         for name, text in results.items():
             (run / "validation" / name).write_text(text)
         if any(flow.board.labels.values()):
-            text = json.dumps(summary(flow.board, store, flow.failures), indent=1)
+            text = json.dumps(summary(flow.board, store, flow.failures) | _transferred(flow), indent=1)
             (run / "labels.json").write_text(text + "\n")
         figures = [i for stage in flow.stages if isinstance(stage, Distill) for i in stage.iterations]
         learn = _learning(flow)
@@ -68,6 +70,18 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
             (run / "distillation.json").write_text(json.dumps(figures, indent=1) + "\n")
     except OSError as error:
         raise translate(error, run) from error
+
+
+def _transfer(flow: Flow) -> Transfer | None:
+    return next((s for s in flow.stages if isinstance(s, Transfer)), None)
+
+
+def _transferred(flow: Flow) -> dict[str, Json]:
+    """Return what ``RUN/labels.json`` says beside of a transfer: what it was, and the source of every frame."""
+    stage = _transfer(flow)
+    if stage is None:
+        return {}
+    return {"transfer": transferred.summary(stage), "sources": transferred.origins(stage)}
 
 
 def _write_models(flow: Flow, folder: Path, store: Store) -> None:
@@ -89,6 +103,7 @@ def write_report(flow: Flow, run: Path, store: Store, status: dict[str, Json]) -
         "validation": [result for _, result in _validation(flow, store)],
         "sampling": _sampling(flow, store),
         "selection": _selection(flow, store),
+        "transfer": _transferred(flow),
         "training": _training(flow, store),
         "learning": _learning(flow),
         "tasks": read_ledger(run / "ledger.jsonl"),
@@ -347,6 +362,19 @@ def _selection(flow: Flow, store: Store) -> dict[str, Json]:
             "seen": len(source.chosen) if source is not None else flow.frames,
             "picked": len(distilled.chosen),
         }
+    moved = _transfer(flow)
+    if moved is not None:
+        found = moved.main
+        return {
+            "method": moved.name,
+            "novelty": [],
+            "temperature": [],
+            "chosen": [],
+            "refused": found.refused,
+            "note": found.note,
+            "seen": moved.origin.frames,
+            "picked": len(found.chosen),
+        }
     stage = next((s for s in flow.stages if isinstance(s, Select)), None)
     if stage is None or not (stage.stream or stage.sets[0].chosen):
         return {}
@@ -459,7 +487,9 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
         blocks = store.stream("validate", runs)
     else:
         raise InputError(f"WHAT: one of pool, selected, labelled, rejected, failed is needed, got {what!r}.")
-    count = writer(blocks, to, reasons, energies)
+    stage = _transfer(flow)
+    sources = {k: transferred.as_text(v) for k, v in transferred.origins(stage).items()} if stage else {}
+    count = writer(blocks, to, reasons, energies, sources)
     if count == 0:
         raise InputError(f"There are no {what} frames yet; nothing was written. See campaign status.")
     return count

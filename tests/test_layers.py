@@ -30,12 +30,13 @@ LAYERS = {
     "report": 3,
     "flow": 4,
     "results": 5,
-    "plan": 5,
     "inputs": 4,
+    "origins": 5,
     "pipeline": 6,
-    "cli": 7,
-    "remote": 7,
-    "__main__": 8,
+    "plan": 7,
+    "cli": 8,
+    "remote": 8,
+    "__main__": 9,
 }
 #: Arrows within a layer: the nouns know each other, and the worker hands a task to its stage.
 SIDEWAYS = {

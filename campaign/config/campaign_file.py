@@ -28,9 +28,10 @@ from campaign.config.fields import (
     Window,
     tag_by,
 )
-from campaign.config.labels import Label, Potential
+from campaign.config.labels import Label, LammpsLabel, Potential
 from campaign.config.learning import ActiveLearning, Guards
 from campaign.config.selections import Distill, Select
+from campaign.config.transfers import Transfer
 
 #: Every stage, in the order of the campaign.
 STAGES = ("sample", "select", "distill", "label", "train", "learn", "transfer", "validate")
@@ -49,7 +50,6 @@ PROTOTYPES = {
 
 #: Known words of the campaign file that this version does not do yet, by key ("" holds the top-level keys).
 NOT_YET: dict[str, frozenset[str]] = {
-    "": frozenset({"transfer"}),
     "select.method": frozenset({"uq"}),
     "validate.method": frozenset(
         {"diffusion", "conductivity", "density", "relaxation", "relaxations", "overlap", "rerun"}
@@ -515,8 +515,9 @@ class Campaign(Model):
     seed: NonNegativeInteger = Field(0, description="of every random number")
     max_failed: Fraction = Field(0.2, description="fraction of a stage's tasks that may fail before the stage ends")
     system: System = Field(description="structure and potential", examples=["{structure: ..., potential: ...}"])
-    sample: tuple[Sample, ...] = Field(
-        min_length=1, description="list of sampling runs", examples=["[{method: npt, ...}]"]
+    sample: tuple[Sample, ...] = Field((), description="list of sampling runs", examples=["[{method: npt, ...}]"])
+    transfer: Transfer | None = Field(
+        None, description="the set of another campaign", examples=["{from: runs/ni-momt-32, species: {Ni: Al}}"]
     )
     select: Select | None = Field(None, description="frames to label", examples=["{method: rnd_stream, size: 32}"])
     distill: Distill | None = Field(
@@ -546,14 +547,22 @@ class Campaign(Model):
         return data
 
     @property
+    def reference(self) -> Potential | None:
+        """The classical potential that the frames to train on belong to: what labels them, where it is LAMMPS."""
+        own = self.label.potential if isinstance(self.label, LammpsLabel) else None
+        return own or (self.transfer.potential if self.transfer else None) or self.system.potential
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that this campaign has, in order."""
         parts = {
+            "sample": self.sample,
             "select": self.select,
             "distill": self.distill,
+            "transfer": self.transfer,
             "label": self.label,
             "train": self.train,
             "learn": self.learn,
             "validate": self.validation,
         }
-        return ("sample", *(name for name, part in parts.items() if part))
+        return tuple(name for name, part in parts.items() if part)

@@ -26,6 +26,9 @@ FRAME_FILES = (".extxyz", ".xyz", ".traj", ".db", ".zarr", ".lammpstrj", ".dump"
 #: What a run directory keeps of the files of frames that it reads in place.
 FRAME_NOTES = "frame_files.json"
 
+#: What a run directory keeps of the set of another campaign that it transfers.
+TRANSFER_NOTE = "transfer.json"
+
 _HEADER = re.compile(r"#\s*(elements|atom_style)\s*:\s*(.*?)\s*\Z")
 
 

@@ -19,6 +19,7 @@ from campaign.config.problems import validate
 from campaign.config.site_checks import check_site
 from campaign.config.site_file import Site
 from campaign.config.templates import site_names, site_path
+from campaign.config.transfer_checks import check_transfer
 from campaign.config.yaml_lines import Problem, read_document, show, write
 from campaign.errors import InputError
 
@@ -53,7 +54,7 @@ class Loaded(Generic[T]):
     def potentials(self) -> list[str]:
         """Those of the files that are LAMMPS potentials, which may name others."""
         spec = self.spec
-        found = [getattr(getattr(spec, part, None), "potential", None) for part in ("system", "label")]
+        found = [getattr(getattr(spec, part, None), "potential", None) for part in ("system", "transfer", "label")]
         return [p.lammps for p in found if p is not None]
 
 
@@ -84,6 +85,7 @@ def load_campaign(path: Path) -> Loaded[Campaign]:
         files |= named
         problems += faults
         problems += check_momt(View(document, problems), path.parent)
+        problems += check_transfer(View(document, problems), files)
     if problems or not isinstance(spec, Campaign):
         raise _input_error(path, problems)
     return Loaded(spec, path, path.parent, document.lines, files)

@@ -257,9 +257,17 @@ def _present(view: View, stage: str) -> bool:
 
 
 def _stage_order(view: View) -> Iterator[Problem]:
+    data = view.document.data
+    if "sample" not in view.bad and not data.get("sample") and not data.get("transfer"):
+        if "sample" in data:
+            what, got = "the list or mapping is too short", data["sample"]
+            yield view.problem(("sample",), what, got, "write at least 1 (list of sampling runs)")
+        else:
+            remedy = "add 'sample: [{method: npt, ...}]' (list of sampling runs)"
+            yield view.problem(("sample",), "this key is missing", "nothing", remedy)
     for stage, needed in NEEDS.items():
         missing = [n for n in needed if not _present(view, n)]
-        if _present(view, "distill"):  # it chooses from the pool itself where nothing was selected
+        if _present(view, "distill") or _present(view, "transfer"):  # frames come from elsewhere: the pool, a run
             missing = [n for n in missing if n != "select"]
         if _present(view, stage) and missing:
             names = " and ".join(f"'{n}'" for n in missing)
@@ -282,7 +290,8 @@ def _potential_given(view: View) -> Iterator[Problem]:
     for i in range(len(view.items("sample"))):
         if view.text("sample", i, "method") in DYNAMICS:
             users.append(("sample", i, "method"))
-    if view.text("label", "engine") == "lammps" and view.mapping("label").get("potential") is None:
+    given = view.mapping("label").get("potential") or view.mapping("transfer").get("potential")
+    if view.text("label", "engine") == "lammps" and given is None:
         users.append(("label", "engine"))
     if view.text("train", "model") != "fake":
         for i in range(len(view.items("validate"))):
@@ -518,7 +527,7 @@ def check_files(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem
     else:
         problems += check_volumes(view, structure_numbers(view))
         problems += check_density(view)
-    for section in ("system", "label"):
+    for section in ("system", "transfer", "label"):
         place = (section, "potential", "lammps")
         path = open_file(place)
         if path is None:

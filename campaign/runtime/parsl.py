@@ -227,7 +227,8 @@ def _record_of(future: Future[Any], task: Task, context: Context, sent: float) -
 def executors(site: Site, token: str) -> list[Any]:
     """Return a HighThroughputExecutor for each of the site's executors that a stage uses."""
     used = {site.executor_for(stage) for stage in ("sample", "select", "label", "train", "validate")}
-    used |= {name for stage, name in site.stages.items() if stage == "distill"}  # a site file may know nothing of it
+    rare = ("distill", "transfer")  # a site file may know nothing of them
+    used |= {name for stage, name in site.stages.items() if stage in rare}
     return [_executor(site, name, token) for name in sorted(used)]
 
 

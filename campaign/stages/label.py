@@ -55,8 +55,9 @@ class Label:
         if spec.get("cache"):
             self._extra["cache"] = spec["cache"]
         if spec["engine"] == "lammps":
-            potential = spec["potential"] or campaign.system.model_dump(mode="json")["potential"]
-            path = potential["lammps"]  # the campaign file is refused without it
+            potential = campaign.reference
+            assert potential is not None  # the campaign file is refused without it
+            path = potential.lammps
             self._params["potential"] = digests[path]
             self._extra["potential"] = path
         elif spec["engine"] == "cp2k":

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 Reasons = Mapping[str, str]
 
+#: Id of a frame -> the frame of another run, or of a file, that it was made from.
+Sources = Mapping[str, str]
+
 #: Element -> reference energy of an atom, eV: the offset in the energies of labelled frames, written beside them.
 References = Mapping[str, float]
 
 
-def _extxyz(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References) -> int:
+def _extxyz(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References, sources: Sources) -> int:
     from ase.io import write
 
     count = 0
@@ -35,6 +38,8 @@ def _extxyz(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: Re
             for atoms in images:
                 if atoms.info["frame"] in reasons:
                     atoms.info["reason"] = reasons[atoms.info["frame"]]
+                if atoms.info["frame"] in sources:
+                    atoms.info["source"] = sources[atoms.info["frame"]]
                 if references:
                     atoms.info["reference_energies"] = " ".join(f"{e}:{x:.9g}" for e, x in references.items())
                     atoms.info["reference_energy"] = _offset(atoms, references)
@@ -43,7 +48,7 @@ def _extxyz(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: Re
     return count
 
 
-def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References) -> int:
+def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References, sources: Sources) -> int:
     from ase.db import connect
 
     count = 0
@@ -55,6 +60,7 @@ def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: Re
                 info = dict(atoms.info)
                 frame = info.pop("frame")
                 data: dict[str, Any] = {"frame": frame, **({"reason": reasons[frame]} if frame in reasons else {})}
+                data |= {"source": sources[frame]} if frame in sources else {}
                 if atoms.calc is not None and "energies" in atoms.calc.results:  # the database has no place for them
                     data["energies"] = atoms.calc.results["energies"]
                 numbers = {k: v for k, v in info.items() if np.isfinite(v)}
@@ -65,7 +71,7 @@ def _ase_db(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: Re
     return count
 
 
-def _zarr(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References) -> int:
+def _zarr(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References, sources: Sources) -> int:
     """Write a group a number of atoms (``atoms-64``), each with the arrays of ``Frames``."""
     import zarr
 
@@ -85,6 +91,8 @@ def _zarr(blocks: Iterator[Frames], to: Path, reasons: Reasons, references: Refe
                 written[name][...] = value
         count += len(block)
     root.attrs["reasons"] = dict(reasons)
+    if sources:
+        root.attrs["sources"] = dict(sources)
     if references:
         root.attrs["reference_energies"] = dict(references)
     return count
@@ -95,15 +103,19 @@ def _offset(atoms: Atoms, references: References) -> float:
     return sum(references[symbol] for symbol in atoms.get_chemical_symbols())
 
 
-def _aside(writer: Callable[[Iterator[Frames], Path, Reasons, References], int]) -> Callable[..., int]:
+def _aside(writer: Callable[[Iterator[Frames], Path, Reasons, References, Sources], int]) -> Callable[..., int]:
     """Make a writer write aside and rename, so that a file with the asked name is always whole."""
 
     def write(
-        blocks: Iterator[Frames], to: Path, reasons: Reasons, references: References = MappingProxyType({})
+        blocks: Iterator[Frames],
+        to: Path,
+        reasons: Reasons,
+        references: References = MappingProxyType({}),
+        sources: Sources = MappingProxyType({}),
     ) -> int:
         work = to.with_name(f".{uuid.uuid4().hex}{to.suffix}")
         try:
-            count = writer(blocks, work, reasons, references)
+            count = writer(blocks, work, reasons, references, sources)
             if count:
                 os.rename(work, to)
             return count

@@ -31,6 +31,7 @@ KINDS = {
     "sample": "pool",
     "select": "selected",
     "distill": "checkpoints",
+    "transfer": "pool",
     "label": "labelled",
     "train": "checkpoints",
     "validate": "checkpoints",
