@@ -18,6 +18,7 @@ from campaign.report import figures
 from campaign.report.figures import CYCLE, GREY, PINK, QUANTITIES, SKY, Figure
 from campaign.report.sampling import sampling
 from campaign.report.text import cell, count, duration, number, significant
+from campaign.report.transfer import transfer
 
 HERE = Path(__file__).parent
 #: Stages in the order of a campaign, with the colour of each in the task figure.
@@ -51,9 +52,9 @@ def render(data: Data) -> str:
     Parameters
     ----------
     data
-        Any of ``status``, ``validation``, ``sampling``, ``selection``, ``training``, ``learning``, ``tasks`` (ledger
-        records) and ``about``, as plain JSON-able values in eV, Å, ps, K. What is missing or empty is said in a
-        sentence; nothing is required.
+        Any of ``status``, ``validation``, ``sampling``, ``selection``, ``transfer``, ``training``, ``learning``,
+        ``tasks`` (ledger records) and ``about``, as plain JSON-able values in eV, Å, ps, K. What is missing or empty is
+        said in a sentence; nothing is required.
     """
     from jinja2 import ChainableUndefined, Environment
     from plotly.offline import get_plotlyjs
@@ -116,7 +117,9 @@ def _context(data: Data) -> dict[str, Any]:
         "headline": _headline(status, selection),
         "errors": _errors(by_method.get("errors"), selection, draw),
         "sampling": sampling(data.get("sampling") or [], draw),
-        "selection": _selection(selection, draw),
+        "selection": None if data.get("transfer") else _selection(selection, draw),
+        "transfer": transfer(data.get("transfer") or {}),
+        "refused": _refused(selection),
         "training": _training(data.get("training") or [], draw),
         "learning": data.get("learning") or {},
         "stability": _stability([r for r in reports if r.get("method") == "stability"], draw),
@@ -196,11 +199,14 @@ def _headline(status: Data, selection: Data) -> list[dict[str, str]]:
     frames, chosen = number(status.get("frames")), number(status.get("selected"))
     share = f"{significant(100 * chosen / frames)} % of the pool" if frames and chosen else ""
     rate, method = number(status.get("frames_per_second")), selection.get("method")
+    how = f"selected by {method}" if method else "selected"
+    if method == "transfer":
+        how, share = "transferred", ""
     wrong = len(status.get("failures") or [])
     failed = f"{wrong} failure{'s' if wrong > 1 else ''}"
     return [
         {"value": count(frames), "label": "frames sampled", "note": f"{significant(rate)} frames/s" if rate else ""},
-        {"value": count(chosen), "label": f"selected by {method}" if method else "selected", "note": share},
+        {"value": count(chosen), "label": how, "note": share},
         {"value": count(status.get("labelled")), "label": "labelled", "note": ""},
         {"value": duration(status.get("seconds")), "label": "wall time", "note": failed if wrong else ""},
     ]
@@ -272,7 +278,6 @@ def _against_random(sets: Mapping[str, Data], names: Sequence[str]) -> str:
 def _selection(selection: Data, draw: Any) -> dict[str, Any] | None:
     if not selection:
         return None
-    refused = Counter(str(r.get("reason")) for r in selection.get("refused") or [])
     drawn = len(selection.get("novelty") or [])
     return {
         "method": selection.get("method", "the selector"),
@@ -280,9 +285,13 @@ def _selection(selection: Data, draw: Any) -> dict[str, Any] | None:
         "seen": selection.get("seen") or drawn,
         "every": figures.stride(drawn) if drawn else 1,
         "chosen": selection.get("picked") or len(selection.get("chosen") or []),
-        "refused": refused.most_common(20),
         "note": selection.get("note") or "",
     }
+
+
+def _refused(selection: Data) -> list[tuple[str, int]]:
+    """Return the commonest reasons why frames were refused, each with its number of frames."""
+    return Counter(str(r.get("reason")) for r in selection.get("refused") or []).most_common(20)
 
 
 def _training(runs: Sequence[Data], draw: Any) -> list[str]:
