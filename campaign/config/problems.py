@@ -131,6 +131,12 @@ def _fields(kind: Any) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in kind.model_fields.items()}
 
 
+def _only(kind: Any) -> Any:
+    """Return the one type of ``X | None``; what has several stays as it is."""
+    members = [member for _, member in _variants(kind)]
+    return members[0] if len(members) == 1 else kind
+
+
 def _place(root: type[Model], loc: tuple[str | int, ...]) -> _Place:
     path = ""
     last: str | int = ""
@@ -141,7 +147,7 @@ def _place(root: type[Model], loc: tuple[str | int, ...]) -> _Place:
         found: Any = None
         is_tag = isinstance(part, str) and part.startswith("@")
         if not is_tag:
-            path, parent, field, last = join(path, part), kind, None, part
+            path, parent, field, last = join(path, part), _only(kind), None, part
         for tag, member in _variants(kind):
             args = get_args(member)
             if is_tag:

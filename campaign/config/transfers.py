@@ -74,7 +74,7 @@ class Transfer(Model):
     )
     species: Species = Field(description="what each element becomes", examples=["{Ni: Al}"])
     scale: Scale = Field(
-        "lattice", description="factor on lengths; or three; or lattice: from relaxed crystals of both potentials"
+        "lattice", description="on lengths: a factor, three, or lattice, from relaxed crystals of both"
     )
     strain: Strain | None = Field(None, description="strained copies of each frame; default none")
     potential: Potential | None = Field(

@@ -29,10 +29,11 @@ DFT = ("nacl-cp2k",)
 TEMPLATES = [pytest.param(n, marks=pytest.mark.cp2k) if n in DFT else n for n in sorted(template_names())]
 SALTS = ("nacl-npt", "kcl-npt", "nacl-nvt-grid", "nacl-wolf")
 METALS = ("ni-momt-32", "ni-momt-108", "al-momt", "nb-momt")
+TRANSFERS = ("ni-to-al", "ni-to-nb")
 
 
 def test_each_has_a_line_about_it() -> None:
-    assert {"quickstart", "fake", "ar-nvt", "nacl-learn", *SALTS, *METALS, *DFT} == set(template_names())
+    assert {"quickstart", "fake", "ar-nvt", "nacl-learn", *SALTS, *METALS, *TRANSFERS, *DFT} == set(template_names())
     assert all(len(text) > 20 for text in template_names().values())
 
 
@@ -81,7 +82,7 @@ def test_samples_the_atoms_that_it_says(name: str) -> None:
     assert name == "fake" or re.search(rf"\b{count} (Lennard-Jones )?(atoms|ions)\b", text)
 
 
-@pytest.mark.parametrize("name", METALS)
+@pytest.mark.parametrize("name", [*METALS, *TRANSFERS])
 def test_metals_cross_between_crystal_and_liquid(name: str) -> None:
     spec = load_campaign(template_path(name)).spec
     (momt,) = spec.sample
@@ -90,6 +91,17 @@ def test_metals_cross_between_crystal_and_liquid(name: str) -> None:
     low, high = momt.temperatures
     assert low < melting < high
     assert low < momt.temperature < high
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_transfers_take_the_selection_of_the_nickel_template(name: str) -> None:
+    spec = load_campaign(template_path(name)).spec
+    source = load_campaign(template_path(Path(spec.transfer.source).name)).spec
+    assert list(spec.transfer.species) == list(source.system.structure.elements)
+    assert list(spec.transfer.species.values()) == list(spec.system.structure.elements)
+    assert spec.stages == ("sample", "transfer", "label", "train", "validate")
+    assert f"The {source.select.size} frames that {source.name} selected" in template_path(name).read_text("utf-8")
+    assert f"campaign run {source.name}.yaml" in template_path(name).read_text("utf-8")
 
 
 def test_the_grid_has_the_densities_of_the_thesis() -> None:
