@@ -45,8 +45,10 @@ def digests(files: dict[str, bytes]) -> dict[str, str]:
 
 def _with_named(name: str, content: bytes, every: dict[str, str]) -> str:
     folder = Path(name).parent
-    words = content.replace(b'"', b" ").split()  # a structure file names no other
-    named = sorted({w for w in (str(folder / t.decode(errors="replace")) for t in words) if w in every and w != name})
+    ends = {Path(other).name.encode() for other in every}  # a table has 10^5 words: few are looked at as paths
+    words = {t for t in content.replace(b'"', b" ").split() if t.rpartition(b"/")[2] in ends}
+    found = {str(folder / t.decode(errors="replace")) for t in words}  # a structure file names no other
+    named = sorted(w for w in found if w in every and w != name)
     return "-".join([every[name], *(every[w][:8] for w in named)])
 
 
