@@ -62,6 +62,8 @@ def result_of(task):
         return {"chosen": chosen, "refused": [], "finished": p["finish"]}
     if task.stage == "distill":
         return distilled(task)
+    if task.stage == "transfer":
+        return moved(task)
     return {"method": p.get("method", ""), "pass": True}
 
 
@@ -91,6 +93,21 @@ def novel(task):
     ends = [f"{segments[-1]}:0" if segments else "" for _, segments, _, _ in p["walkers"]]
     source = [{"task": task.id, "walker": 0, "step": k} for k in range(n)]
     return {"frames": n, "chosen": n, "ends": ends, "refused": [], "source": source, "figures": figures}
+
+
+def moved(task):
+    """Return what a step of a transfer could have found."""
+    p = task.params
+    if p["what"] == "draw":
+        pool = sorted((f"{s}:{i}" for s in task.inputs for i in range(4)), key=lambda f: draw(task.id, f))
+        return {"chosen": [f for f in pool if f not in p["avoid"]][: p["size"]], "refused": [], "finished": True}
+    if p["what"] == "lattice":
+        a = p["structure"]["a"]
+        return {"prototype": "fcc", "elements": ["X"], "lengths": [a] * 3, "volume": a**3 / 4, "energy": -1.0}
+    ids = [f"{task.id}:{k}" for k in range(len(p["frames"]))]
+    refused = [{"frame": i, "reason": "too close"} for i in ids if draw(task.id, i) < 0.1]
+    chosen = [i for i in ids if i not in {r["frame"] for r in refused}]
+    return {"frames": len(ids), "chosen": chosen, "refused": refused, "factors": [1.1] * 3, "origins": p["frames"]}
 
 
 class MadeUp:
@@ -187,10 +204,10 @@ def campaign():
 def drive(campaign, tmp_path):
     """Return a function that runs the loop to its end; it gives the loop, the runner and the memory."""
 
-    def drive(runner, memory=None, spec=None):
+    def drive(runner, memory=None, spec=None, origin=None):
         memory = memory or Memory()
         spec = spec or campaign()
-        flow = Flow(stages_of(spec, {}), memory.history(), spec.max_failed)
+        flow = Flow(stages_of(spec, {}, origin=origin), memory.history(), spec.max_failed)
         flow.run(runner, memory, Context(tmp_path), lambda: None)
         return flow, runner, memory
 
