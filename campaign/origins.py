@@ -186,10 +186,11 @@ def _run_directory(written: str, folder: Path) -> Path:
 def _set(flow: Flow, other: Campaign, spec: Transfer, run: Path) -> list[str]:
     """Return the frames of the asked set of another run."""
     board = flow.board
-    main = next((s for s in board.sets.values() if s.train), None)
+    main = board.training()  # with what was learned
     chosen: FrameSet | None = main
-    if spec.set == "selected" and other.distill:
-        chosen = board.source
+    if spec.set in ("selected", "distilled"):
+        first = next((s for s in board.sets.values() if s.train), None)
+        chosen = board.source if spec.set == "selected" and other.distill else first
     if (spec.set == "selected" and not other.select) or (spec.set == "distilled" and not other.distill):
         chosen = None
     if (spec.set == "labelled" and not other.label) or chosen is None:
@@ -198,9 +199,10 @@ def _set(flow: Flow, other: Campaign, spec: Transfer, run: Path) -> list[str]:
         have = ["training", *have, *(["labelled"] if other.label else [])] if main else have
         raise _Wrong("set", what, spec.set, f"write one of {', '.join(have)}" if have else "name another run")
     finish = f"finish it first: campaign resume {run.name}"
-    if not chosen.closed:
+    if not chosen.closed or (chosen is main and board.learning):
         what = f"the {spec.set} set of campaign {other.name} is not complete"
-        raise _Wrong("set", what, f"{len(chosen.chosen)} of {chosen.size} frames", finish)
+        got = f"{len(chosen.chosen)} of {chosen.size} frames" if not chosen.closed else "learning that has not ended"
+        raise _Wrong("set", what, got, finish)
     frames = list(chosen.chosen)
     if spec.set == "labelled":
         if open_labels := sum(f not in board.labels for f in frames):

@@ -419,7 +419,9 @@ def _validate_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tup
 
 def plan_text(plan: dict[str, Json]) -> str:
     """Return the plan as a table for people."""
-    lines = [f"campaign {plan['campaign']} on site {plan['site']}: {plan['frames']} frames of {plan['atoms']} atoms"]
+    sampled = any(s["stage"] == "sample" for s in plan["stages"])
+    frames = f"{plan['frames']} frames of {plan['atoms']} atoms" if sampled else "nothing is sampled"
+    lines = [f"campaign {plan['campaign']} on site {plan['site']}: {frames}"]
     lines.append("engines: " + ", ".join(f"{e['name']} {e['version']}" for e in plan["engines"]))
     lines.append(f"{'stage':<10}{'tasks':>7}{'ranks':>7}{'workers':>9}{'gpus':>6}{'core-h':>9}  what")
     for s in plan["stages"]:

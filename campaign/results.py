@@ -59,7 +59,8 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
                 path.unlink()
         for name, text in results.items():
             (run / "validation" / name).write_text(text)
-        if any(flow.board.labels.values()):
+        moved = _transfer(flow)
+        if any(flow.board.labels.values()) or (moved is not None and moved.parts):
             text = json.dumps(summary(flow.board, store, flow.failures) | _transferred(flow), indent=1)
             (run / "labels.json").write_text(text + "\n")
         figures = [i for stage in flow.stages if isinstance(stage, Distill) for i in stage.iterations]
