@@ -133,7 +133,6 @@ CASES = {
         "engine: lammps", "engine: ase, calculator: etm", 15, "label.calculator", "'etm'", "did you mean 'emt'"
     ),
     # Not in this version
-    "stage of later": Wrong("select:", "transfer: {from: x}\nselect:", 14, "transfer", "from", "remove it"),
     "learn without dynamics": Wrong("select:", "learn: {rounds: 2}\nselect:", 14, "learn.md", "nothing", "add 'md:"),
     "learn from the model": Wrong(
         "{engine: lammps}",
