@@ -219,11 +219,15 @@ def _labelled(board: Board, chosen: FrameSet) -> list[str]:
 
 
 def _crystal(run: Path, other: Campaign) -> dict[str, Json]:
-    """Return the crystal and the potential of another run, by which its lattice constant is found; empty without."""
+    """Return the crystal and the potential of another run, by which its lattice constant is found; empty without.
+
+    The potential is the one that its frames have their size from: it moved them, or they were scaled to its lattice.
+    """
     from campaign.config import load_campaign
 
     structure: dict[str, Json] = other.system.structure.model_dump(mode="json")
-    potential = other.system.potential or other.reference
+    moved = other.transfer.potential if other.transfer else None
+    potential = moved or other.system.potential or other.reference
     if potential is None or "prototype" not in structure:
         return {}
     digest = digests(read_files(load_campaign(run / "campaign.yaml")))[potential.lammps]

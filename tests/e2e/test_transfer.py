@@ -410,6 +410,16 @@ def test_wrong_sources_are_said_with_line_and_remedy_and_nothing_is_written(fold
     assert not (folder / "runs/ni-to-al").exists()
 
 
+def test_the_command_ends_with_2_and_says_why(folder: Path) -> None:
+    change(folder, ("from: ni", "from: cu"))
+    code = "from campaign.cli import main; main()"
+    for verb in ("check", "run"):
+        done = subprocess.run([sys.executable, "-c", code, verb, "al.yaml"], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "\nal.yaml:8: transfer.from: there is no such run directory, got 'cu'; write " in f"\n{done.stderr}"
+        assert not (folder / "runs/ni-to-al").exists()
+
+
 def test_a_pool_too_small_for_the_test_is_said(folder: Path) -> None:
     change(folder, ("label:", TRAINED.replace("held_out: 6", "held_out: 17") + "label:"))
     with pytest.raises(InputError, match=r"validate\[0\].held_out: .* 30 frames, and 14 of them.* write held_out: 16"):
