@@ -130,6 +130,17 @@ def frame_sources(loaded: Loaded[Campaign], known: Path | None = None, again: bo
     return found
 
 
+def read_in_place(loaded: Loaded[Campaign]) -> dict[str, Path]:
+    """Return the files of frames that a campaign names and that are not copied, by path as written.
+
+    The source of a transfer is one of them, except where it is another run.
+    """
+    spec = loaded.spec
+    names = [m.file for m in spec.sample if m.method == "file"]
+    names += [spec.transfer.source] if spec.transfer and spec.transfer.is_file else []
+    return {name: loaded.folder / name for name in names}
+
+
 def check_models(loaded: Loaded[Campaign]) -> list[str]:
     """Return what is wrong with the model files that a campaign samples with, on the campaign file's lines.
 

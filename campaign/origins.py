@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from campaign.config.data_files import TRANSFER_NOTE, Fault, find
+from campaign.config.transfers import FILES
 from campaign.config.yaml_lines import Problem, show
 from campaign.engines.frame_format import WrongFrames
 from campaign.errors import CampaignError, InputError, StoreError
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
     #: Returns what is finished in a run directory, running nothing (``pipeline.survey``).
     Survey = Callable[[Path], tuple[Flow, Campaign]]
-
-#: Endings of the files whose frames are transferred.
-FILES = (".extxyz", ".xyz")
 
 
 class _Wrong(Exception):
@@ -123,7 +121,7 @@ def check_there(origin: Origin | None, missing: int) -> None:
 def _look(loaded: Loaded[Campaign], spec: Transfer, survey: Survey, into: Path | None) -> Origin:
     """Look the source through."""
     got = show(spec.source)
-    if Path(spec.source).suffix.lower() in FILES:
+    if spec.is_file:
         path = find(spec.source, loaded.folder)
         if isinstance(path, Fault):
             raise _Wrong("from", path.what, path.got, path.remedy)

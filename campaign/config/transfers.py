@@ -9,6 +9,9 @@ from pydantic import Field, PlainSerializer, PlainValidator
 from campaign.config.fields import Count, FileName, Model, NonNegative, Positive, _element, number, wrong
 from campaign.config.labels import Potential
 
+#: Endings of the files whose frames are transferred.
+FILES = (".extxyz", ".xyz")
+
 #: A factor outside these is a mistake of units or a slip of the pen.
 LEAST, MOST = 0.2, 5.0
 
@@ -89,3 +92,8 @@ class Transfer(Model):
         0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
     )
     segment: Count = Field(64, description="frames in a shard")
+
+    @property
+    def is_file(self) -> bool:
+        """Tell whether the source is a file, and not a run directory."""
+        return self.source.lower().endswith(FILES)

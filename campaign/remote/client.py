@@ -177,14 +177,21 @@ def files_of(loaded: Loaded[Campaign]) -> dict[str, bytes]:
     InputError
         It is too much, or something that cannot be sent.
     """
-    from campaign.inputs import read_files
+    from campaign.inputs import read_files, read_in_place
 
-    frames = {m.file: loaded.folder / m.file for m in loaded.spec.sample if m.method == "file"}
+    frames = read_in_place(loaded)
+    if loaded.spec.transfer and not loaded.spec.transfer.is_file:
+        what = "another run is a folder of files and is not sent to an endpoint"
+        remedy = "export its frames ('campaign export RUN selected set.extxyz'), name that file and write the factor"
+        raise InputError(f"{loaded.path}: {show(loaded.spec.transfer.source)}: {what}; {remedy} of 'scale'.")
     folders = [name for name, path in frames.items() if path.is_dir()]
     if folders:
         what = "a Zarr store is a folder of files and is not sent to an endpoint"
         remedy = "export its frames ('campaign export RUN pool frames.extxyz') and name that file"
         raise InputError(*(f"{loaded.path}: {show(name)}: {what}; {remedy}." for name in folders))
+    absent = [name for name, path in frames.items() if not path.is_file()]
+    if absent:  # the source of a transfer: those of 'sample' were looked for with the campaign file
+        raise InputError(*(f"{loaded.path}: {show(name)}: there is no such file; check the path." for name in absent))
     sizes = {name: path.stat().st_size for name, path in frames.items()}
     if sum(sizes.values()) > LARGEST:  # before anything is read: it may be very large
         raise InputError(f"{loaded.path}: {too_large(sizes)}")

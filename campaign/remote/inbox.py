@@ -74,11 +74,11 @@ def take_in(folder: Path, root: Path, site: str, file: str, files: dict[str, byt
 
 def _check(loaded: Loaded[Campaign], site: str, sent: set[str], root: Path) -> None:
     from campaign.config import check_together, load_site
-    from campaign.inputs import check_models, frame_sources, read_files
+    from campaign.inputs import check_models, frame_sources, read_files, read_in_place
 
     problems = [*check_together(loaded, load_site(site)), *check_models(loaded)]
     frame_sources(loaded)  # looks through them
-    frames = {str(Path(m.file)) for m in loaded.spec.sample if m.method == "file"}
+    frames = {str(Path(name)) for name in read_in_place(loaded)}
     named = {str(Path(n)) for n in read_files(loaded)} | frames | {loaded.path.name}
     for name in sorted(n for n in sent if str(Path(n)) not in named):
         problems.append(f"{name}: this file was sent and the campaign does not name it; send it without.")

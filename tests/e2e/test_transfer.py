@@ -420,6 +420,19 @@ def test_the_command_ends_with_2_and_says_why(folder: Path) -> None:
         assert not (folder / "runs/ni-to-al").exists()
 
 
+def test_an_endpoint_is_sent_a_file_and_no_other_run(folder: Path) -> None:
+    from campaign.remote.client import files_of
+
+    with pytest.raises(InputError, match=r"'ni': another run is a folder of files and is not sent .* 'scale'"):
+        files_of(load_campaign(folder / "al.yaml"))
+    change(folder, ("from: ni\n", "from: old.extxyz\n  scale: 1.15\n  origin: shaken crystals\n"))
+    sent = files_of(load_campaign(folder / "al.yaml"))
+    assert {"al.yaml", "old.extxyz", "potentials/al_mm.lmp", "potentials/Al_mm.eam.fs"} == set(sent)
+    (folder / "old.extxyz").unlink()
+    with pytest.raises(InputError, match="'old.extxyz': there is no such file; check the path"):
+        files_of(load_campaign(folder / "al.yaml"))
+
+
 def test_a_pool_too_small_for_the_test_is_said(folder: Path) -> None:
     change(folder, ("label:", TRAINED.replace("held_out: 6", "held_out: 17") + "label:"))
     with pytest.raises(InputError, match=r"validate\[0\].held_out: .* 30 frames, and 14 of them.* write held_out: 16"):
