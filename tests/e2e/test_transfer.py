@@ -429,7 +429,7 @@ def test_an_endpoint_is_sent_a_file_and_no_other_run(folder: Path) -> None:
     sent = files_of(load_campaign(folder / "al.yaml"))
     assert {"al.yaml", "old.extxyz", "potentials/al_mm.lmp", "potentials/Al_mm.eam.fs"} == set(sent)
     (folder / "old.extxyz").unlink()
-    with pytest.raises(InputError, match="'old.extxyz': there is no such file; check the path"):
+    with pytest.raises(InputError, match=r"'old.extxyz': there is no such file; check the path"):
         files_of(load_campaign(folder / "al.yaml"))
 
 
