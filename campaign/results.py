@@ -24,7 +24,8 @@ from campaign.stages.labelled import collect, references, summary
 from campaign.stages.sample import Sample
 from campaign.stages.select import Select
 from campaign.stages.trained import HISTORY, export_model, load_model, model_path
-from campaign.stages.validate import Validate, read_result
+from campaign.stages.validate import Validate
+from campaign.stages.verdicts import read_result
 from campaign.store.groups import translate
 from campaign.store.ledger import read_ledger
 from campaign.store.store import QUARANTINE, Store
@@ -147,12 +148,6 @@ def _models(flow: Flow) -> list[str]:
 def _validation(flow: Flow, store: Store) -> list[tuple[str, dict[str, Json]]]:
     stage = next((s for s in flow.stages if isinstance(s, Validate)), None)
     return [(name, read_result(store, task)) for name, task in stage.results()] if stage is not None else []
-
-
-def _tests(flow: Flow, store: Store) -> list[tuple[str, dict[str, Json]]]:
-    stage = next((s for s in flow.stages if isinstance(s, Validate)), None)
-    tasks = dict.fromkeys(task for _, task in stage.results()) if stage is not None else {}
-    return [(task, read_result(store, task)) for task in tasks]
 
 
 def _training(flow: Flow, store: Store) -> list[dict[str, Json]]:
@@ -444,7 +439,8 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
         reasons = _rejected(flow)
         blocks = iter(store.collect("sample", list(reasons)))
     elif what == "failed":
-        runs = [task for task, result in _tests(flow, store) if result.get("before")]
+        stage = next((s for s in flow.stages if isinstance(s, Validate)), None)
+        runs = [task for task in (stage.runs() if stage is not None else []) if read_result(store, task).get("before")]
         blocks = store.stream("validate", runs)
     else:
         raise InputError(f"WHAT: one of pool, selected, labelled, rejected, failed is needed, got {what!r}.")

@@ -19,8 +19,9 @@ from campaign.frames import Frames
 from campaign.report.html import render
 from campaign.results import export
 from campaign.stages.board import Board, FrameSet
-from campaign.stages.validate import Validate, read_result
+from campaign.stages.validate import Validate
 from campaign.stages.validate_md import frames_of
+from campaign.stages.verdicts import read_result
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
 from campaign.worker import do_task
@@ -98,7 +99,7 @@ def md_tests(segment):
 
 def test_a_run_is_a_chain_of_segments_and_a_verdict_on_all_of_them(campaign, ready, settle):
     stage = Validate(campaign(validate=md_tests(20)), {})
-    assert stage.total(ready) == 13  # each of three runs: three segments and a verdict; and the RDF
+    assert stage.total(ready) == 9  # a run with the model and one without, three segments and a verdict each; the RDF
     seen = []
     while tasks := list(stage.plan(ready)):
         for task in tasks:
@@ -409,8 +410,8 @@ def test_the_first_sign_of_failure_ends_a_run_and_the_steps_before_it_are_kept(t
         def __init__(self):
             pass
 
-        def results(self):
-            return [("stability", run)]
+        def runs(self):
+            return [run]
 
     flow = SimpleNamespace(stages=[Done()], board=Board())
     assert export(flow, store, "failed", tmp_path / "failed.extxyz") == 21
