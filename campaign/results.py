@@ -132,6 +132,9 @@ def _headline(result: dict[str, Json]) -> list[str]:
     if result["method"] == "stability":
         where = f"{result['ensemble'].upper()} at {result['temperature']:g} K"
         return [f"stability   {verdict}: {result['reached']:g} of {result['time']:g} ps {where}"]
+    if "says" in result:
+        lines = [f"{result['method']:<11} {said}" for said in result["says"]]
+        return [*lines, f"{result['method']:<11} {verdict}{': ' if result['cause'] else ''}{result['cause']}"]
     worst = result["headline"]["worst"]
     found = "no run to compare" if worst is None else f"{worst:.3f}"
     return [f"{result['method']:<11} {verdict}: {found}, at most {limit:g} is asked"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,3 +97,17 @@ def compare(
     scale = 100.0 / abs(reference[0]) if relative and reference[0] else 1.0
     error = float(np.hypot(model[1], reference[1]))
     return Agreement(scale * (model[0] - reference[0]), scale * error, limit, most)
+
+
+def bracketed(value: float, error: float) -> str:
+    """Return a value with its standard error in the last digits: ``1.118(6)``; without one where it is not known."""
+    if not math.isfinite(value):
+        return "not known"
+    if not math.isfinite(error) or error <= 0.0:
+        return f"{value:.4g}"
+    digits = -math.floor(math.log10(error))
+    if round(error * 10**digits) >= 10:  # 0.0096 is (10), which is said as one digit less
+        digits -= 1
+    if digits <= 0:
+        return f"{round(value, digits) + 0.0:.0f}({round(error, digits):.0f})"  # + 0.0: there is no -0
+    return f"{round(value, digits) + 0.0:.{digits}f}({round(error * 10**digits)})"

@@ -14,6 +14,8 @@ from campaign.frames import Array
 
 #: Of the reference's own distances, so many per cent lie below the limit of what counts as a match.
 PERCENTILE = 95.0
+#: Matches within a run are this part of it apart, at least.
+APART = 4
 
 
 def rematch_distances(kernel: Any, left: Sequence[Array], right: Sequence[Array]) -> Array:
@@ -58,9 +60,10 @@ def matches(model: Array, own: Array) -> dict[str, Any]:
     Parameters
     ----------
     model : (n, m)
-        Distances of the model's frames to ``m`` of the reference's, its library.
-    own : (k, m)
-        Those of other frames of the reference to the same library.
+        Distances of the model's frames to those of the reference.
+    own : (m, m)
+        Distances of the reference's frames to each other, in order of time: only those a quarter of the run or more
+        apart are matches, because neighbours in time are alike whatever the run visits.
 
     Returns
     -------
@@ -68,6 +71,8 @@ def matches(model: Array, own: Array) -> dict[str, Any]:
         ``share`` of the model's frames whose nearest match is within ``limit``, the 95th percentile of the
         reference's own nearest matches; ``model`` and ``reference``, the nearest matches.
     """
-    nearest, usual = model.min(axis=1), own.min(axis=1)
+    m = len(own)
+    near_in_time = np.abs(np.subtract.outer(np.arange(m), np.arange(m))) < max(1, m // APART)
+    nearest, usual = model.min(axis=1), np.where(near_in_time, np.inf, own).min(axis=1)
     limit = float(np.percentile(usual, PERCENTILE))
     return {"share": float((nearest <= limit).mean()), "limit": limit, "model": nearest, "reference": usual}

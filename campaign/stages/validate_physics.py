@@ -276,10 +276,8 @@ def work_overlap(task: Task, context: Context, store: Store) -> Outcome:
     describe, distances = _distances(p, np.unique(sides[0].numbers).tolist())
     times = [spec["timestep"] * spec["every"] * r for r in rows]
     model, reference = (describe(frames) for frames in sides)
-    half = len(reference) // 2  # of the reference's own, those far in time: neighbours in time are no match to find
     to_first = [distances(side, reference[:1], reference)[:, 0] for side in (model, reference)]
-    library = reference[half:]
-    found = matches(distances(model, library, reference), distances(reference[:half], library, reference))
+    found = matches(distances(model, reference, reference), distances(reference, reference, reference))
     said = (
         f"{100 * found['share']:.0f} % of the model's frames are within {found['limit']:.3g} of the reference's, as "
         f"95 % of its own are; at least {100 * p['threshold']:g} % is asked"

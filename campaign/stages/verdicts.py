@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from campaign.science.blocks import bracketed
 from campaign.tasks import Json, Outcome
 
 if TYPE_CHECKING:
@@ -41,20 +42,6 @@ def read_result(store: Store, task: str) -> dict[str, Json]:
     """Return a test's whole result."""
     found: dict[str, Json] = json.loads(store.arrays("validate", task, ("json",))["json"].tobytes())
     return found
-
-
-def bracketed(value: float, error: float) -> str:
-    """Return a value with its standard error in the last digits: ``1.118(6)``; without one where it is not known."""
-    if not math.isfinite(value):
-        return "not known"
-    if not math.isfinite(error) or error <= 0.0:
-        return f"{value:.4g}"
-    digits = -math.floor(math.log10(error))
-    if round(error * 10**digits) >= 10:  # 0.0096 is (10), which is said as one digit less
-        digits -= 1
-    if digits <= 0:
-        return f"{round(value, digits):.0f}({round(error, digits):.0f})"
-    return f"{value:.{digits}f}({round(error * 10**digits)})"
 
 
 def row(name: str, unit: str, model: Pair, reference: Pair, found: Agreement, difference_in: str) -> Row:
@@ -92,7 +79,7 @@ def line(entry: Row) -> str:
     """Return a row in words."""
     model, reference = (bracketed(entry[k], entry[f"{k}_error"]) for k in ("model", "reference"))
     off = f"{bracketed(entry['difference'], entry['error'])} {entry['difference_in']}"
-    limit = "none asked" if entry["limit"] is None else f"limit {entry['limit']:g}"
+    limit = "none asked" if entry["limit"] is None else f"limit {entry['limit']:g} {entry['difference_in']}"
     return f"{entry['name']}: {model} {entry['unit']}, reference {reference}; difference {off}, {limit}"
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from campaign.science.blocks import compare, mean_and_error
-from campaign.stages.verdicts import bracketed
+from campaign.science.blocks import bracketed, compare, mean_and_error
 
 
 def autoregressive(memory, n, seed):
@@ -56,7 +55,7 @@ def test_a_difference_that_is_not_known_well_enough_does_not_pass():
         (0.5, 0.0, "0.5"),
         (2.0, np.nan, "2"),
         (np.nan, 1.0, "not known"),
-        (-0.02, 0.3, "-0.0(3)"),
+        (-0.02, 0.3, "0.0(3)"),
     ],
 )
 def test_a_value_with_its_error_in_brackets(value, error, text):
