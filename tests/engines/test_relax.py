@@ -90,7 +90,7 @@ def test_bonds_of_rocksalt_reach_into_the_next_cell():
 
 
 def test_forces_that_are_no_numbers_end_it():
-    with pytest.raises(EngineError, match="finite|relaxation"):
+    with pytest.raises(EngineError, match=r"finite|relaxation"):
         relax(bulk("Ar", a=4.8), ToyCrystal(np.nan), 0.01, 20)
 
 
