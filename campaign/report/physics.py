@@ -109,14 +109,10 @@ def _with_error(value: Any, error: Any) -> str:
     x, e = number(value), number(error)
     if x is None:
         return "–"
-    return cell(x) if not e else f"{_as_fine_as(x, e)} ± {significant(e, 2)}"
-
-
-def _as_fine_as(value: float, error: float) -> str:
-    digits = 0
-    while digits < 8 and error * 10**digits < 1:
-        digits += 1
-    return f"{value:.{digits + 1 if digits else 0}f}"
+    if not e:
+        return cell(x)
+    digits = max(0, 1 - math.floor(math.log10(e)))  # the error has two figures
+    return f"{x:.{digits}f} ± {e:.{digits}f}"
 
 
 def _compared(report: Data) -> Table:
@@ -204,13 +200,13 @@ def _overlap(report: Data) -> Section:
 
 
 def _relax(report: Data) -> Section:
-    head = ["Structure", "By", "eV/atom", "over lowest, meV/atom", "Cell lengths, Å", "Bonds, Å", "Å³/atom", "Held"]
+    head = ["Structure", "By", "eV/atom", "over lowest, meV/atom", "Cell lengths, Å", "Bonds, Å", "Held"]
     rows = []
     for entry in report.get("structures") or []:
         for side in ("reference", "model"):
             found: Data | None = entry.get(side)
             if not found:
-                rows.append([(str(entry.get("name")), ""), (side, ""), *[("–", "n")] * 5, ("✗ failed", "fail")])
+                rows.append([(str(entry.get("name")), ""), (side, ""), *[("–", "n")] * 4, ("✗ failed", "fail")])
                 continue
             over = number((entry.get("over_lowest") or {}).get(side))
             held = ("✓ yes", "pass") if entry.get("ok") else ("✗ no", "fail")
@@ -222,7 +218,6 @@ def _relax(report: Data) -> Section:
                     ("–" if over is None else f"{1e3 * over:.1f}", "n"),
                     (", ".join(f"{x:.3f}" for x in _unlike(found.get("lengths") or [])), "n"),
                     (", ".join(f"{pair} {x:.3f}" for pair, x in (found.get("bonds") or {}).items()), "n"),
-                    (f"{found['volume']:.3f}", "n"),
                     held if side == "model" else ("", ""),
                 ]
             )

@@ -100,14 +100,16 @@ def compare(
 
 
 def bracketed(value: float, error: float) -> str:
-    """Return a value with its standard error in the last digits: ``1.118(6)``; without one where it is not known."""
+    """Return a value with its standard error in the last digits, ``1.118(6)``; without one where it is not known.
+
+    The error has one digit, two where the first is a 1.
+    """
     if not math.isfinite(value):
         return "not known"
     if not math.isfinite(error) or error <= 0.0:
         return f"{value:.4g}"
-    digits = -math.floor(math.log10(error))
-    if round(error * 10**digits) >= 10:  # 0.0096 is (10), which is said as one digit less
-        digits -= 1
+    first, exponent = f"{error:.1e}".split("e")
+    digits = (1 if first[0] == "1" else 0) - int(exponent)
     if digits <= 0:
         return f"{round(value, digits) + 0.0:.0f}({round(error, digits):.0f})"  # + 0.0: there is no -0
     return f"{round(value, digits) + 0.0:.{digits}f}({round(error * 10**digits)})"
