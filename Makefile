@@ -7,6 +7,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --no-input --no-warn-conflicts
 TORCH := 2.13.0
 SCHNETPACK := 2.1.1
+TORCHANI := 2.9.0
 
 .PHONY: install dev demo test test-all lint format clean distclean
 .DEFAULT_GOAL := demo
@@ -30,8 +31,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 	@$(PIP) --no-deps -e .
 	@touch $@
 
+# torchani declares zarr<3, which what is used of it does not need.
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@$(PIP) -r requirements-dev.txt
+	@$(PIP) --no-deps torchani==$(TORCHANI)
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -70,6 +70,16 @@ KEYS = {
     "npt": "method: npt, temperature: [1500, 2500]",
     "momt": "method: momt, temperature: 2000, temperatures: [900, 3500], window: [-4.75, -4.05]",
 }
+#: Molecular dynamics with a trained SchNet.
+DRIVEN = """
+campaign: kill
+seed: 3
+system:
+  structure: {{prototype: rocksalt, elements: [Na, Cl], a: 5.64, supercell: [2, 2, 2]}}
+sample:
+  - {{method: md, model: model.pt, ensemble: npt, temperature: [300, 600], timestep: 0.001,
+     walkers: {walkers}, walkers_per_task: {each}, steps: {steps}, every: 25, segment: 40}}
+"""
 POTENTIAL = """# elements: Ar
 pair_style lj/cut 8.5
 pair_coeff 1 1 0.010325 3.405
@@ -266,6 +276,15 @@ def write(folder: Path, options: argparse.Namespace) -> None:
         (folder / "kill.yaml").write_text(CAMPAIGN.replace("24000", "12000") if options.quick else CAMPAIGN)
         (folder / "argon.lmp").write_text(POTENTIAL)
         return
+    if options.method == "md":
+        from md import potential
+
+        potential().export(folder / "model.pt")
+        steps = 25 * 40 * (4 if options.quick else 16)
+        (folder / "kill.yaml").write_text(DRIVEN.format(walkers=2 * each, each=each, steps=steps))
+        if each > 1:
+            (folder / "site.yaml").write_text(SITE.format(workers=1, cores=each))
+        return
     shutil.copytree(TEMPLATES / "potentials", folder / "potentials")
     segment = 80 if each * ranks == 1 else 320  # launching MPI ranks takes longer than the short one
     steps = 25 * segment * ((4 if options.quick else 20) if each * ranks == 1 else (2 if options.quick else 10))
@@ -283,11 +302,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one kill of each kind")
-    parser.add_argument("--method", choices=sorted(KEYS), default="npt", help="of sampling")
+    parser.add_argument("--method", choices=sorted([*KEYS, "md"]), default="npt", help="of sampling; md: by a model")
     parser.add_argument("--ranks", type=int, default=1, help="MPI ranks of each walker")
     parser.add_argument("--walkers-per-task", type=int, default=1, help="walkers of each MPI job")
     parser.add_argument("--keep", action="store_true", help="keep the two run directories")
     options = parser.parse_args()
+    if options.method == "md" and options.ranks > 1:
+        parser.error("--method md: a model drives the atoms in one process; leave --ranks out")
     mpi = options.ranks * options.walkers_per_task > 1
     kinds = ("driver", "worker", "group", "rank") if mpi else ("driver", "worker", "group")
     kills = len(kinds) if options.quick else options.kills

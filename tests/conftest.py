@@ -36,6 +36,8 @@ FINDERS: dict[str, Callable[[], bool]] = {
     "gpu": _gpu,
     "dscribe": lambda: find_spec("dscribe") is not None,
     "skmatter": lambda: find_spec("skmatter") is not None,
+    "torchani": lambda: find_spec("torchani") is not None,
+    "quippy": lambda: all(find_spec(name) is not None for name in ("quippy", "f90wrap")),
 }
 #: Never a failure when missing: a machine without it can still check everything else.
 OPTIONAL = {"gpu"}

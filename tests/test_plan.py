@@ -119,6 +119,48 @@ def test_a_program_that_this_machine_has_not_is_said(
         assert [p.partition(";")[0] for p in caught.value.problems] == found
 
 
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = write(tmp_path, "{default: cpu}")
+    Path(site).write_text(Path(site).read_text() + 'launch: {cp2k: [srun, -n, "{ranks}", cp2k.psmp]}\n')
+    shared = tmp_path / "shared"
+    file = dft(tmp_path, f", cache: {shared}/labels")
+    assert make_plan(file, site)["warnings"] == []
+    assert not shared.exists()  # nothing is made
+    with pytest.raises(InputError) as caught:
+        make_plan(dft(tmp_path, ", cache: /proc/labels"), site)  # no user may make a folder there
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{file}:5: label.cache: this folder cannot be made (")
+    remedy = "write a folder beside the campaign file, or the absolute path of one that you may write to"
+    assert problem.endswith(f"), got '/proc/labels'; {remedy}")
+    (warning,) = make_plan(dft(tmp_path, ", cache: /proc/sys"), site)["warnings"]
+    assert warning.startswith("label.cache: nothing can be written to /proc/sys (")
+    assert warning.endswith("): labels in it are used, none are added.")
+
+
+@pytest.mark.parametrize(
+    ("launch", "absent"),
+    [
+        ("[{bin}/mpirun, -n, '{ranks}', {bin}/none.x]", "{bin}/none.x"),  # whatever its name
+        ("[{bin}/mpirun, -n, '{ranks}', --bind-to, none]", "none"),
+        ("[{bin}/mpirun, -n, '{ranks}', apptainer, exec, x.sif, cp2k.psmp]", ""),  # it is in the image
+        ("[{bin}/mpirun, -n, '{ranks}', {bin}/mpirun]", ""),
+    ],
+)
+def test_the_program_behind_the_launcher_is_looked_for(tmp_path: Path, launch: str, absent: str) -> None:
+    (tmp_path / "mpirun").write_text("#!/bin/sh\n")
+    (tmp_path / "mpirun").chmod(0o755)
+    text = f"site: l\nexecutors: {{cpu: {{provider: local}}}}\nstages: {{default: cpu}}\nlaunch: {{cp2k: {launch}}}\n"
+    (tmp_path / "l.yaml").write_text(text.replace("{bin}", str(tmp_path)))
+    if not absent:
+        assert make_plan(dft(tmp_path), str(tmp_path / "l.yaml"))["engines"]
+        return
+    with pytest.raises(InputError) as caught:
+        make_plan(dft(tmp_path), str(tmp_path / "l.yaml"))
+    (problem,) = caught.value.problems
+    word = absent.replace("{bin}", str(tmp_path))
+    assert problem.startswith(f"site l: launch.cp2k: there is no program {word} on PATH; install it")
+
+
 class Deaf:
     """A runner whose workers do not all answer: ``silent`` never, ``old`` with another Python."""
 

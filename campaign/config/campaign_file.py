@@ -28,6 +28,7 @@ from campaign.config.fields import (
     tag_by,
 )
 from campaign.config.labels import Label, Potential
+from campaign.config.learning import ActiveLearning, Guards
 from campaign.config.selections import Distill, Select
 from campaign.config.structures import PROTOTYPES as PROTOTYPES
 from campaign.config.structures import Structure
@@ -39,9 +40,8 @@ STAGES = ("sample", "select", "distill", "label", "train", "learn", "transfer", 
 
 #: Known words of the campaign file that this version does not do yet, by key ("" holds the top-level keys).
 NOT_YET: dict[str, frozenset[str]] = {
-    "": frozenset({"transfer", "learn"}),
+    "": frozenset({"transfer"}),
     "select.method": frozenset({"uq"}),
-    "train.model": frozenset({"ani", "gap"}),
 }
 
 
@@ -146,16 +146,6 @@ class NVTGrid(MolecularDynamics):
     def points(self) -> tuple[dict[str, float], ...]:
         """Each volume with each temperature."""
         return tuple({"volume": v, "temperature": t} for v in self.volumes for t in self.temperatures)
-
-
-class Guards(Model):
-    """What a walker with a model may not do: at the first step that it does, it stops."""
-
-    closest: Positive = Field(0.6, description="distance of two atoms over the sum of their covalent radii")
-    force: Positive = Field(30.0, description="on any atom, eV/Å")
-    volume: Positive = Field(1.5, description="of the cell over that of the start")
-    temperature: Positive = Field(2.0, description="kinetic over the set point's highest")
-    energy: Positive = Field(0.01, description="change of the total energy, eV/atom; of nve only")
 
 
 class ModelDynamics(MolecularDynamics):
@@ -292,13 +282,11 @@ class Loss(Model):
     stress: NonNegative = Field(0.04, description="weight")
 
 
-class Network(Model):
-    """What the networks of SchNetPack share; they are trained on energies, forces and stresses."""
+class Trained(Model):
+    """What models that are trained on energies, forces and stresses share."""
 
     model: str
     members: Count = Field(1, description="models in the ensemble")
-    features: Count = Field(64, description="features of an atom")
-    interactions: Count = Field(3, description="interaction blocks")
     cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
     loss: Loss = Field(default_factory=Loss, description="kind, and weights of energy, forces and stress")
     epochs: Count = Field(200, description="passes over the training set")
@@ -307,8 +295,15 @@ class Network(Model):
     )
     batch: Count = Field(1, description="frames in a training step")
     rate: Positive = Field(5e-3, description="largest learning rate of the schedule")
-    wall: Switch = Field(True, description="repulsion inside 0.85 of the shortest distances in training")
+    wall: Switch = Field(True, description="repulsion inside the shortest distances in training")
     device: Literal["cpu", "cuda"] = Field("cpu", description="what it is trained on")
+
+
+class Network(Trained):
+    """What the networks of SchNetPack share."""
+
+    features: Count = Field(64, description="features of an atom")
+    interactions: Count = Field(3, description="interaction blocks")
 
 
 class SchNet(Network):
@@ -332,6 +327,56 @@ class SO3net(Network):
     rate: Positive = Field(1e-3, description="largest learning rate of the schedule")
 
 
+class ANI(Trained):
+    """ANI: distances and angles of the neighbours, and one small network for each element."""
+
+    NOT_HERE: ClassVar = {
+        "features": ("its features follow from its cutoffs", "remove it"),
+        "interactions": ("it passes no messages", "remove it, or write 'model: schnet'"),
+    }
+
+    model: Literal["ani"] = "ani"
+    cutoff: Number = Field(5.2, gt=1.5, le=20, description="Å, above 1.5 and at most 20")
+    angular_cutoff: Number = Field(
+        3.5, gt=1.5, le=20, description="of the neighbours whose angles are seen, Å, above 1.5 and less than the cutoff"
+    )
+    layers: tuple[Count, ...] = Field(
+        (64, 48, 32), min_length=1, max_length=8, description="neurons of the hidden layers", examples=[[64, 48, 32]]
+    )
+    rate: Positive = Field(1e-3, description="largest learning rate of the schedule")
+
+
+class Noise(Model):
+    """The errors that labels are taken to have: what a fit need not come nearer than."""
+
+    energy: Positive = Field(0.001, description="eV/atom")
+    forces: Positive = Field(0.05, description="eV/Å")
+    virial: Positive = Field(0.05, description="eV/atom")
+
+
+class GAP(Model):
+    """GAP: Gaussian processes on SOAP and on pairs, fitted by gap_fit to energies, forces and virials."""
+
+    NOT_HERE: ClassVar = {
+        **dict.fromkeys(("epochs", "batch", "rate", "patience"), ("it is fitted at once, not in epochs", "remove it")),
+        "loss": ("a fit has no loss", "write 'noise: {energy: ..., forces: ..., virial: ...}'"),
+    }
+
+    model: Literal["gap"] = "gap"
+    members: Count = Field(1, description="models in the ensemble")
+    cutoff: Number = Field(9.0, gt=1.5, le=20, description="Å, above 1.5 and at most 20")
+    n_max: Count = Field(5, le=20, description="radial functions of SOAP, at most 20")
+    l_max: NonNegativeInteger = Field(4, le=20, description="highest degree of the spherical harmonics, at most 20")
+    width: Positive = Field(1.0, description="of the Gaussian that stands for an atom, Å")
+    zeta: Count = Field(4, description="power of the kernel of SOAP")
+    sparse: Count = Field(500, description="representative environments of each element")
+    pairs: Count = Field(100, description="representative distances of each two elements")
+    delta: Positive = Field(1.0, description="eV: spread of what SOAP adds")
+    pair_delta: Positive = Field(0.1, description="eV: spread of what the pairs add")
+    noise: Noise = Field(default_factory=Noise, description="errors that the labels are taken to have")
+    timeout: Positive = Field(86400, description="seconds for a fit")
+
+
 class FakeModel(Model):
     """The toy crystal's own potential as a model: for tests."""
 
@@ -344,6 +389,8 @@ Train = Annotated[
     Annotated[SchNet, Tag("@schnet")]
     | Annotated[PaiNN, Tag("@painn")]
     | Annotated[SO3net, Tag("@so3net")]
+    | Annotated[ANI, Tag("@ani")]
+    | Annotated[GAP, Tag("@gap")]
     | Annotated[FakeModel, Tag("@fake")],
     Discriminator(tag_by("model")),
 ]
@@ -371,6 +418,11 @@ class Campaign(Model):
     )
     label: Label | None = Field(None, description="what labels them", examples=["{engine: lammps}"])
     train: Train | None = Field(None, description="what is trained", examples=["{model: schnet}"])
+    learn: ActiveLearning | None = Field(
+        None,
+        description="dynamics with the model, and what it lacks",
+        examples=["{md: {temperature: 1400, time: 100}}"],
+    )
     validation: tuple[Validate, ...] = Field(
         (), alias="validate", description="list of tests of the model", examples=["[{method: errors}]"]
     )
@@ -395,6 +447,7 @@ class Campaign(Model):
             "distill": self.distill,
             "label": self.label,
             "train": self.train,
+            "learn": self.learn,
             "validate": self.validation,
         }
         return ("sample", *(name for name, part in parts.items() if part))

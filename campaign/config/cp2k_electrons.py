@@ -67,7 +67,7 @@ def spin_faults(template: Template, symbols: Sequence[str]) -> Iterator[Fault]:
         Of every atom of a frame; nothing where the frames are not known.
     """
     dft = template.root.find(*cp2k_ladder.DFT) or Section("DFT")
-    spin = any(line.name in SPIN and line.value.upper() not in FALSE for line in dft.keywords)
+    spin = treatment(template.root) != "RKS"
     charge, on = _integer(dft, "CHARGE") or (0, dft.line)
     multiplicity, there = _integer(dft, "MULTIPLICITY", "MULTIP") or (0, dft.line)
     if multiplicity > 1 and not spin:
@@ -78,11 +78,9 @@ def spin_faults(template: Template, symbols: Sequence[str]) -> Iterator[Fault]:
     if not symbols or None in each.values():
         return
     electrons = sum(each[s] or 0 for s in symbols) - charge
-    smear = dft.find("SCF", "SMEAR")
-    smears = smear is not None and smear.parameter.upper() not in FALSE
     if electrons < 0:
         yield Fault(f"the atoms have only {electrons + charge} electrons", show(f"CHARGE {charge}"), "correct it", on)
-    elif electrons % 2 and not spin and not smears:
+    elif electrons % 2 and not spin and not cp2k_ladder.smeared(template.root):
         what = f"{len(symbols)} atoms have {electrons} electrons here, and an odd number needs spin"
         remedy = "add 'UKS' and 'MULTIPLICITY 2' to DFT, or correct CHARGE"
         yield Fault(what, show(f"CHARGE {charge}"), remedy, on)

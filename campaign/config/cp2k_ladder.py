@@ -56,10 +56,25 @@ def _whole(text: str | None, default: int) -> int:
     return int(text) if text and text.isdigit() else default
 
 
+def is_on(section: Section | None) -> bool:
+    """Tell whether a section that can be switched off is there, and on."""
+    return section is not None and section.parameter.upper() not in FALSE
+
+
 def smeared(root: Section) -> bool:
-    """Tell whether electrons are smeared, or k-points used: orbital transformation cannot be."""
-    on = _scf(root).find("SMEAR")
-    return (on is not None and on.parameter.upper() not in FALSE) or root.find(*DFT, "KPOINTS") is not None
+    """Tell whether electrons are smeared."""
+    return is_on(_scf(root).find("SMEAR"))
+
+
+def k_points(root: Section) -> bool:
+    """Tell whether there are k-points, if only Gamma among them."""
+    section = root.find(*DFT, "KPOINTS")
+    return section is not None and (section.get("SCHEME") or "").upper().split()[:1] != ["NONE"]
+
+
+def _no_ot(root: Section) -> bool:
+    """Tell whether orbital transformation cannot be: CP2K stops."""
+    return smeared(root) or k_points(root)
 
 
 def _more_steps(root: Section) -> Settings:
@@ -79,8 +94,8 @@ def _slow(alpha: float, nbroyden: int, steps: int) -> Settings:
 
 
 def _ot_cg(root: Section) -> Settings:
-    """Conjugate gradients with the robust preconditioner; for metals, which cannot use it, slower mixing."""
-    if smeared(root):
+    """Conjugate gradients with the robust preconditioner; for metals and k-points, which cannot, slower mixing."""
+    if _no_ot(root):
         return _slow(0.1, 8, 300)
     return {
         "SCF/DIAGONALIZATION": None,
@@ -100,8 +115,8 @@ def _criterion(root: Section) -> str:
 
 
 def _diagonalise(root: Section) -> Settings:
-    """Diagonalisation with Broyden mixing; for metals, which do that already, with a longer memory."""
-    if smeared(root):
+    """Diagonalisation with Broyden mixing; for metals and k-points, which do that already, with a longer memory."""
+    if _no_ot(root):
         return _slow(0.05, 16, 500)
     settings = {"SCF/OT": None, "SCF/OUTER_SCF": None, "SCF/DIAGONALIZATION": {"_": "T", "ALGORITHM": "STANDARD"}}
     return {**settings, "SCF/EPS_SCF": _criterion(root), **_slow(0.2, 8, 300)}

@@ -22,7 +22,7 @@ from campaign.config import cp2k_data, cp2k_schema
 from campaign.config.cp2k_electrons import treatment
 from campaign.config.cp2k_files import NO_BASIS, data_lines, is_data, is_table, method_of
 from campaign.config.cp2k_kinds import KIND, element_of, kinds_of, named_entries, serves_all
-from campaign.config.cp2k_ladder import DFT
+from campaign.config.cp2k_ladder import DFT, is_on, smeared
 from campaign.config.cp2k_tree import FALSE, Section, unquoted
 from campaign.errors import InputError
 
@@ -133,7 +133,7 @@ def _scf(tree: Section) -> Any:
     spec = cp2k_schema.section(SCF)
     assert spec is not None
     keep = list(RESULT)
-    if _on(scf.find("SMEAR")):
+    if smeared(tree):
         keep.append("ADDED_MOS")
     if treatment(tree) != "RKS":
         keep.append("SCF_GUESS")  # of several magnetic states, the one that SCF ends in
@@ -144,7 +144,7 @@ def _scf(tree: Section) -> Any:
     found = [_physics(SCF, kept), _criteria(scf)]
     outer = scf.find("OUTER_SCF")
     kind = ((outer.get("TYPE") if outer else None) or "NONE").upper()
-    if outer is not None and _on(outer) and kind != "NONE":  # a constraint
+    if outer is not None and is_on(outer) and kind != "NONE":  # a constraint
         found.append(_physics((*SCF, "OUTER_SCF"), outer))
     diagonal = scf.find("DIAGONALIZATION")
     if diagonal is not None and (diagonal.get("ALGORITHM") or "").upper() == "FILTER_MATRIX":  # in a smaller basis
@@ -152,15 +152,11 @@ def _scf(tree: Section) -> Any:
     return found
 
 
-def _on(section: Section | None) -> bool:
-    return section is not None and section.parameter.upper() not in FALSE
-
-
 def _criteria(scf: Section) -> list[Any]:
     """Return the criterion of convergence, and the outer loop's where it is another."""
     outer = scf.find("OUTER_SCF")
     criteria = []
-    for path, section in ((SCF, scf), ((*SCF, "OUTER_SCF"), outer if _on(outer) else None)):
+    for path, section in ((SCF, scf), ((*SCF, "OUTER_SCF"), outer if is_on(outer) else None)):
         spec = cp2k_schema.section(path)
         assert spec is not None
         if section is not None:
@@ -168,6 +164,7 @@ def _criteria(scf: Section) -> list[Any]:
     return criteria[:1] if criteria[-1] == criteria[0] else criteria
 
 
+@lru_cache(maxsize=1024)  # the same few words for every frame
 def _normal(node: Element, text: str) -> Any:
     try:
         return _plain(cp2k_schema.value_of(node, text))

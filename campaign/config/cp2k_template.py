@@ -12,7 +12,6 @@ from campaign.config import cp2k_ladder, cp2k_schema
 from campaign.config.cp2k_files import data_files, refused, unnamed, wrong_kernels
 from campaign.config.cp2k_kinds import check_kinds, element_of, kinds_of, serves_all
 from campaign.config.cp2k_ladder import Settings
-from campaign.config.cp2k_tree import FALSE as FALSE
 from campaign.config.cp2k_tree import Line, Section, read
 from campaign.config.cp2k_use import check_use
 from campaign.config.data_files import Fault

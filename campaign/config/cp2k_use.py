@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from campaign.config.cp2k_ladder import DFT
+from campaign.config.cp2k_ladder import DFT, is_on, k_points, smeared
 from campaign.config.cp2k_tree import FALSE, Section
 from campaign.config.data_files import Fault
 from campaign.config.yaml_lines import show
@@ -83,3 +83,7 @@ def check_use(root: Section) -> Iterator[Fault]:
         for word in section.keywords:
             if word.name in names and not good(word.value.upper()):
                 yield Fault(what, show(f"{section.name}/{word.text()}"), remedy, word.line)
+    ot = root.find(*DFT, "SCF", "OT")
+    if ot is not None and is_on(ot) and (smeared(root) or k_points(root)):
+        what = f"with {'smearing' if smeared(root) else 'k-points'} there is no orbital transformation: CP2K stops"
+        yield Fault(what, show("&OT"), "write &DIAGONALIZATION and &MIXING instead", ot.line)

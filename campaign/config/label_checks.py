@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os.path
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from campaign.config.labels import CALCULATOR_EXTRAS
+from campaign.config.labels import CALCULATOR_EXTRAS, Cached
 from campaign.config.physics import View
 from campaign.config.yaml_lines import Problem, show
+
+if TYPE_CHECKING:
+    from campaign.config.campaign_file import Campaign
+    from campaign.config.load import Loaded
 
 
 def check_label(view: View, folder: Path) -> Iterator[Problem]:
@@ -21,6 +28,30 @@ def check_label(view: View, folder: Path) -> Iterator[Problem]:
     cache = view.text("label", "cache")
     if cache and (fault := cache_fault(cache, folder)):
         yield view.problem(("label", "cache"), fault[0], show(cache), fault[1])
+
+
+def check_cache(loaded: Loaded[Campaign]) -> tuple[list[str], list[str]]:
+    """Return whether labels can be kept where a campaign says: problems, and sentences on what is of less use.
+
+    A matter of the machine at hand, so it is looked at before a run and not whenever the file is read. Nothing is left
+    in the folder. One that is there and cannot be written may still be of use: for the labels in it.
+    """
+    label = loaded.spec.label
+    if not isinstance(label, Cached) or label.cache is None:
+        return [], []
+    place = (loaded.folder / label.cache).resolve()
+    try:
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
+            return [], []
+    except OSError as error:
+        why = error.strerror or str(error)
+    if os.path.isdir(place):
+        return [], [f"label.cache: nothing can be written to {place} ({why}): labels in it are used, none are added."]
+    remedy = "write a folder beside the campaign file, or the absolute path of one that you may write to"
+    line = next((loaded.lines[k] for k in ("label.cache", "label") if k in loaded.lines), 1)
+    problem = Problem(line, "label.cache", f"this folder cannot be made ({why})", show(label.cache), remedy)
+    return [problem.text(loaded.path)], []
 
 
 def cache_fault(written: str, folder: Path) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from campaign.config import packings
-from campaign.config.campaign_file import MOMT, NPT, PROTOTYPES, Errors, Loss, SchNet
+from campaign.config.campaign_file import ANI, MOMT, NPT, PROTOTYPES, Errors, Loss, SchNet
 from campaign.config.data_files import Fault, find, find_frames, potential_header, structure
 from campaign.config.yaml_lines import Document, Problem, join, show
 
@@ -25,6 +25,7 @@ NEEDS = {
     "distill": ("train",),
     "label": ("select",),
     "train": ("select", "label"),
+    "learn": ("train",),
     "validate": ("train",),
 }
 
@@ -43,6 +44,13 @@ LEAST_VOLUME, MOST_VOLUME = 0.5, 100.0
 
 #: Packages of the extra ``select`` behind a ``select.method``.
 PACKAGES = {"fps": "skmatter", "rematch": "dscribe"}
+
+#: The packages behind a ``train.model`` that the rest does without, and how to get them: torchani asks for a Zarr of
+#: before version 3, which it does not use here.
+TRAINERS = {
+    "ani": (("torchani",), "pip install --no-deps 'torchani>=2.9'"),
+    "gap": (("quippy", "f90wrap"), "pip install 'campaign[gap]'"),
+}
 
 Part = str | int
 
@@ -122,6 +130,25 @@ def check_keys(view: View) -> Iterator[Problem]:
     yield from _selector(view)
     yield from _distillation(view)
     yield from _training(view)
+    yield from _learning(view)
+
+
+def _learning(view: View) -> Iterator[Problem]:
+    """Check that what is learned can be judged, and is labelled by something else than the model itself."""
+    if not _present(view, "learn"):
+        return
+    if view.text("label", "engine") == "pool":
+        what = "the frames that 'learn' adds come from dynamics with the model, and this would train it on itself"
+        yield view.problem(
+            ("label", "engine"), what, show("pool"), "name what labels new frames, such as lammps or cp2k"
+        )
+    members = view.number("train", "members", default=1.0)
+    if (view.text("learn", "novelty") or "uq") == "uq" and members is not None and members < 2:
+        what = "'novelty: uq' is the disagreement of an ensemble, and there is one model"
+        key: tuple[Part, ...] = ("learn", "novelty") if view.get("learn", "novelty") is not None else ("learn",)
+        yield view.problem(
+            key, what, f"members: {members:g}", "write 'members: 2' or more under train, or 'novelty: rnd'"
+        )
 
 
 def _training(view: View) -> Iterator[Problem]:
@@ -138,6 +165,26 @@ def _training(view: View) -> Iterator[Problem]:
     if patience and epochs and patience >= epochs:
         what = f"training has {epochs:g} epochs and could never end early"
         yield view.problem(("train", "patience"), what, patience, f"write less than {epochs:g}, or remove it")
+    yield from _trainer(view)
+
+
+def _trainer(view: View) -> Iterator[Problem]:
+    """Check what only some models need: their package, and an inner cutoff that is one."""
+    model = view.text("train", "model") or ""
+    packages, install = TRAINERS.get(model, ((), ""))
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        what = f"this model needs {absent[0]}, which is not installed"
+        yield view.problem(("train", "model"), what, model, f"run {install}, or write 'model: schnet'")
+    if model == "ani":
+        inner, outer = (
+            view.number("train", k, default=ANI.model_fields[k].default) for k in ("angular_cutoff", "cutoff")
+        )
+        if inner and outer and inner >= outer:
+            what = f"angles are of neighbours within the cutoff of {outer:g} Å"
+            key = "angular_cutoff" if view.get("train", "angular_cutoff") is not None else "cutoff"
+            remedy = f"write less than {outer:g}" if key == "angular_cutoff" else f"write more than {inner:g}"
+            yield view.problem(("train", key), what, view.get("train", key), remedy)
 
 
 def _representation(view: View) -> Iterator[Problem]:

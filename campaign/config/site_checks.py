@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ from campaign.config.yaml_lines import Problem, show
 
 if TYPE_CHECKING:
     from campaign.config.load import Loaded
+
+#: Programs that start others on MPI ranks, as many as they are told, or as they find cores.
+LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun", "srun", "aprun", "jsrun")
 
 
 def check_site(view: View) -> list[Problem]:
@@ -90,11 +93,26 @@ def _check_command(view: View, engine: str) -> list[Problem]:
         if unknown:
             what = f"{unknown[0]} is nothing that campaign fills in"
             problems.append(view.problem(("launch", engine, i), what, show(word), 'write "{ranks}"'))
-    if words and engine != "cp2k" and not any("{" in w for w in words):  # CP2K's may be a program of one rank
+    alone = engine == "cp2k" and not (words and _launches(words[0]))  # a program of one rank
+    if words and not alone and not any("{" in w for w in words):
         what = "the command does not say how many ranks to start"
         remedy = 'write "{ranks}" where the number goes, such as [mpiexec, -n, "{ranks}"]'
         problems.append(view.problem(("launch", engine), what, show(words), remedy))
+    if words and engine == "cp2k" and not program_of(words):
+        what = "the command does not end with CP2K's program"
+        problems.append(view.problem(("launch", engine), what, show(words), "add it as the last word: cp2k.psmp"))
     return problems
+
+
+def program_of(command: Sequence[str]) -> str:
+    """Return the program that CP2K's launch command ends with; nothing where it ends with something else."""
+    word = command[-1]
+    launcher = len(command) == 1 and _launches(word)
+    return "" if launcher or word.startswith("-") or "{" in word else word
+
+
+def _launches(word: str) -> bool:
+    return Path(word).name.split(".")[0] in LAUNCHERS
 
 
 def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from campaign.config import cp2k_data
-from campaign.config.cp2k_electrons import SPIN
-from campaign.config.cp2k_ladder import DFT, Rung
-from campaign.config.cp2k_template import FALSE, Template
+from campaign.config.cp2k_electrons import treatment
+from campaign.config.cp2k_ladder import DFT, Rung, is_on
+from campaign.config.cp2k_template import Template
 from campaign.config.cp2k_tree import Section
 from campaign.engines import cp2k_output, process
 from campaign.engines.cp2k_causes import cause, check_ranks, check_space, progress
@@ -144,6 +144,7 @@ def _single_point(
     inputs = {render(template, atoms, rung, folder, guess): guess for guess in guesses}
     asked = asked_of(template, rung, atoms)
     notes: dict[str, Json] = {"rung": rung.name, "settings": dict(rung.settings)}
+    ladder = list(task.extra["ladder"])[context.attempt :]
     start = time.time()
     text = cp2k_output.read_text(folder / INPUT)
     try:
@@ -153,8 +154,10 @@ def _single_point(
             _fresh(folder)
             (folder / INPUT).write_text(text, encoding="utf-8")
             result = _run(folder, asked, task, context)
-        _check_grid(result, folder, template, list(task.extra["ladder"])[context.attempt :])
+        _check_grid(result, folder, template, ladder)
     except EngineError as error:
+        if isinstance(error, cp2k_output.TooFewOrbitals):  # a rung that gives them more is one of other physics
+            error.final = len(template.method(ladder)) <= 1
         notes |= {"restarted": inputs[text] is not None, "seconds": time.time() - start}
         notes |= {"cause": str(error), "unconverged": isinstance(error, Unconverged)}
         _write(folder, notes, context)
@@ -207,11 +210,10 @@ def _write(folder: Path, notes: dict[str, Json], context: Context) -> None:
 
 def asked_of(template: Template, rung: Rung, atoms: Atoms) -> cp2k_output.Asked:
     """Return what the output must say: the frame, charge, multiplicity, spin, and the criteria of convergence."""
-    dft = template.with_rung(rung.settings).find(*DFT) or Section("DFT")
+    root = template.with_rung(rung.settings)
+    dft = root.find(*DFT) or Section("DFT")
     scf = dft.find("SCF") or Section("SCF")
     outer = scf.find("OUTER_SCF")
-    if outer is not None and outer.parameter.upper() in FALSE:
-        outer = None
     multiplicity = dft.get("MULTIPLICITY", "MULTIP")
     return cp2k_output.Asked(
         atoms.numbers,
@@ -220,15 +222,9 @@ def asked_of(template: Template, rung: Rung, atoms: Atoms) -> cp2k_output.Asked:
         int(dft.get("CHARGE") or 0),
         int(multiplicity) if multiplicity and int(multiplicity) > 0 else None,
         _real(scf.get("EPS_SCF")),
-        None if outer is None else _real(outer.get("EPS_SCF")),
-        _spin(dft),
+        _real(outer.get("EPS_SCF")) if outer is not None and is_on(outer) else None,
+        treatment(root),
     )
-
-
-def _spin(dft: Section) -> str:
-    """Return what a DFT section asks for: ``RKS``, ``UKS`` or ``ROKS``."""
-    on = {line.name for line in dft.keywords if line.name in SPIN and line.value.upper() not in FALSE}
-    return "ROKS" if any(name.startswith("R") for name in on) else "UKS" if on else "RKS"
 
 
 def _real(text: str | None) -> float:
@@ -252,8 +248,10 @@ def _finished(folder: Path, asked: cp2k_output.Asked) -> cp2k_output.Result | No
 
 
 def _in_folder(error: EngineError, folder: Path) -> EngineError:
-    """Return an error that says where its files are."""
-    return type(error)(f"{str(error).rstrip('.')} ({folder}).")
+    """Return the same error, which says where its files are."""
+    found = type(error)(f"{str(error).rstrip('.')} ({folder}).")
+    found.final = error.final
+    return found
 
 
 def _fresh(folder: Path) -> None:

@@ -64,6 +64,10 @@ _CODE = re.compile(r"^[\w./]+\.[fF]\w*:\d+$")
 PASCAL = {"Pa": 1.0, "MPa": 1e6, "GPa": 1e9, "bar": 1e5, "kbar": 1e8, "atm": 101325.0}
 
 
+class TooFewOrbitals(Unphysical):
+    """Smeared electrons had no room: other steps to convergence do not mend that."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a calculation was asked for, to be found again in its output.
@@ -228,12 +232,12 @@ def _check_orbitals(text: str) -> None:
 
     Raises
     ------
-    Unphysical
+    TooFewOrbitals
         The last step had too few. With k-points CP2K does not say so.
     """
     marks = list(_FULL.finditer(text))
     if marks and sum(1 for row in text[marks[-1].end() :].splitlines() if _STEP.match(row)) < 2:
-        raise Unphysical(
+        raise TooFewOrbitals(
             "CP2K had too few orbitals for the smeared electrons: its highest is not empty; raise ADDED_MOS."
         )
 

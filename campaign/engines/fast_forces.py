@@ -11,18 +11,15 @@ Forces are the exact derivative of the energy so tabulated, which differs from t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from campaign.engines.models import Mean
-from campaign.engines.schnetpack import WALL, Committee, Potential, require_species
+from campaign.engines.schnetpack import Committee, Potential, require_species
 from campaign.frames import Array, Frames
 from campaign.science.compiled import available, compiled
 from campaign.science.neighbours import neighbour_list
-
-if TYPE_CHECKING:
-    pass
 
 #: Å beyond the cutoff within which pairs are kept.
 SKIN = 0.6
@@ -42,13 +39,12 @@ def fast_forces(model: Any, numbers: Array) -> FastForces | None:
 
 
 def _is_schnet(model: Any) -> bool:
+    """Tell by its spec: the networks of other families have parts of the same names."""
     import torch
 
-    if not isinstance(model, Potential):
+    if not isinstance(model, Potential) or model.spec.get("model", "schnet") != "schnet":
         return False
-    inside = getattr(getattr(model, "_model", None), "representation", None)
-    parts = ("embedding", "interactions", "radial_basis", "cutoff_fn")
-    return all(hasattr(inside, part) for part in parts) and inside.embedding.weight.dtype == torch.float32  # type: ignore[union-attr]
+    return bool(model._model.representation.embedding.weight.dtype == torch.float32)
 
 
 class FastForces:
@@ -108,7 +104,7 @@ class _Pairs:
     def __init__(self, numbers: Array, cutoff: float) -> None:
         self._numbers, self._cutoff = numbers, cutoff
         self._last: tuple[Array, Array] | None = None
-        self._most = 0
+        self._crossed = np.zeros(3)  # cells that a pair within reach may cross along each axis
         self.i = self.j = np.zeros(0, np.int64)
         self._shifts = np.zeros((0, 3), np.int32)
         self.vectors, self.distances = np.zeros((0, 3)), np.zeros(0)
@@ -121,7 +117,10 @@ class _Pairs:
             half = slice(None) if len(found) == 0 or found.half.all() else found.half
             self.i, self.j, self._shifts = found.idx_i[half], found.idx_j[half], found.shifts[half]
             self.vectors, self.distances = np.empty((len(self.i), 3)), np.empty(len(self.i))
-            self._most = int(np.abs(self._shifts).sum(axis=1).max()) + 1 if len(self.i) else 1
+            inverse = np.linalg.inv(cell)
+            # of every pair there may be, kept or not: an image that is still too far crosses more cells than those near
+            self._crossed = (self._cutoff + 4 * SKIN) * np.linalg.norm(inverse, axis=0)
+            self._crossed += np.ptp(positions @ inverse, axis=0)
             self._last = (positions.copy(), cell.copy())
         compiled(_measure)(positions, cell, self.i, self.j, self._shifts, self.vectors, self.distances)
 
@@ -131,7 +130,7 @@ class _Pairs:
             return False
         before, box = self._last
         moved = 2.0 * float(np.sqrt(((positions - before) ** 2).sum(axis=1).max()))
-        strained = self._most * float(np.linalg.norm(cell - box, axis=1).max())
+        strained = float(self._crossed @ np.linalg.norm(cell - box, axis=1))
         return moved + strained < SKIN  # False where something is not finite: the search says so
 
 
@@ -155,6 +154,7 @@ class _Net:
         z = np.asarray(numbers, dtype=np.int64)
         core = np.zeros((1, 1)) if potential._core is None else potential._core.double().numpy()
         self._core = core[np.ix_(z, z)] if potential._core is not None else np.zeros((len(z), len(z)))
+        self._wall = potential.wall
 
     def add(self, pairs: _Pairs, slopes: Array) -> float:
         """Return the energy, eV, and add its derivative with each pair's distance (E,) to ``slopes``, eV/Å."""
@@ -185,7 +185,7 @@ class _Net:
                 backward(*ends, table, y.numpy(), gs.numpy(), gy.numpy(), own)
                 gx = gx + gy @ into.weight
         slopes += own * self._scale
-        wall = compiled(_wall)(pairs.i, pairs.j, pairs.distances, self._core, WALL, slopes)
+        wall = compiled(_wall)(pairs.i, pairs.j, pairs.distances, self._core, self._wall, slopes)
         return float(energy.detach().double().sum()) * self._scale + self._offset + float(wall)
 
 

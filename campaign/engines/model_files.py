@@ -23,9 +23,10 @@ def load_model_file(path: Path) -> Model:
         from campaign.engines.fake import ToyCrystal
 
         return ToyCrystal(float(toy["scale"]))
-    from campaign.engines.schnetpack import Potential
+    from campaign.engines.gap import GAP, MODEL
+    from campaign.engines.schnetpack import FORMATS, Potential, read_model
 
-    return Potential.load(path)
+    return GAP.load(path) if read_model(path, FORMATS).get("model") == MODEL else Potential.load(path)
 
 
 def species_of(model: Model) -> list[int] | None:

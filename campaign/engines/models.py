@@ -16,6 +16,10 @@ from campaign.tasks import Json
 Array = npt.NDArray[Any]
 Epoch = Callable[[dict[str, float]], None]
 
+#: Packages behind a model, where they are not those of the networks of SchNetPack.
+NETWORK = ("torch", "schnetpack")
+PACKAGES: dict[str, tuple[str, ...]] = {"fake": (), "ani": (*NETWORK, "torchani"), "gap": ("quippy-ase",)}
+
 
 class Model(Protocol):
     """A trained potential."""
@@ -52,8 +56,15 @@ def train(
         from campaign.engines import fake
 
         return fake.train(blocks, seed, on_epoch, execution.delay)
+    if spec["model"] == "gap":
+        from campaign.engines import gap
+
+        return gap.train(blocks, spec, seed, on_epoch, counted, execution)
     from campaign.engines import schnetpack_train
 
+    if spec["model"] == "ani":  # its vectors have a part for each element, and each has its network
+        species = sorted({int(z) for block in blocks for z in np.unique(block.numbers)})
+        spec = {**spec, "species": species}
     return schnetpack_train.train(blocks, spec, seed, on_epoch, counted, execution)
 
 
@@ -63,6 +74,10 @@ def build_model(spec: Mapping[str, Json], weights: Mapping[str, Array]) -> Model
         from campaign.engines import fake
 
         return fake.ToyCrystal(float(weights["scale"][0]))
+    if spec["model"] == "gap":
+        from campaign.engines import gap
+
+        return gap.GAP(spec, weights)
     from campaign.engines import schnetpack
 
     return schnetpack.Potential(spec, weights)
@@ -91,12 +106,12 @@ def versions(model: str) -> dict[str, str]:
     """Return the versions of what a model runs."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in (() if model == "fake" else ("torch", "schnetpack"))}
+    return {name: version(name) for name in PACKAGES.get(model, NETWORK)}
 
 
 def load(model: str) -> None:
     """Load what a model runs, once a worker."""
-    if model != "fake":
+    if "schnetpack" in PACKAGES.get(model, NETWORK):
         from campaign.engines.schnetpack import load_schnetpack
 
         load_schnetpack()

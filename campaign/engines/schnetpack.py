@@ -22,18 +22,26 @@ if TYPE_CHECKING:
     import torch
     from ase.calculators.calculator import Calculator
 
-#: Models that this module builds, and the class of SchNetPack behind each.
-FAMILIES = {"schnet": "SchNet", "painn": "PaiNN", "so3net": "SO3net"}
+#: Models that this module builds, and the class behind each.
+FAMILIES = {
+    "schnet": "schnetpack.representation.SchNet",
+    "painn": "schnetpack.representation.PaiNN",
+    "so3net": "schnetpack.representation.SO3net",
+    "ani": "torchani.aev.AEVComputer",
+}
 #: Gaussians in which a distance is expanded.
 RADIAL = 20
 #: Largest angular momentum of an SO3net whose spec has none.
 L_MAX = 2
-#: Stiffness of the wall that stands inside the shortest distances seen in training, eV (see ``Potential``).
-WALL = 2000.0
+#: Stiffness of the wall that stands inside the shortest distances seen in training, eV (see ``Potential``). SchNets of
+#: molten NaCl fall behind the true repulsion by 200 to 300 eV times (1 - r/r0)^3 in all three pairs, from r0 to 0.7 r0.
+WALL = 300.0
 #: Atoms of a chunk: keeps memory constant and the working set within the cache.
 _CHUNK_ATOMS = 1024
-#: Format of an exported file; 1 had SchNet alone and no training set.
-_FORMAT = 2
+#: Format of an exported file; 1 had SchNet alone and no training set, 2 not the height of the wall: the same in all.
+_FORMAT = 3
+FORMATS = (1, 2, _FORMAT)
+_OLD_WALL = 2000.0
 _UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3, tension positive"}
 Results = tuple[Array, Array, Array]
 
@@ -98,7 +106,7 @@ def schnet(features: int, interactions: int, cutoff: float, seed: int) -> Any:
 
 def pairs_once(spec: Mapping[str, Any]) -> bool:
     """Tell whether the model of a spec takes every pair once, or in both directions (where directions matter)."""
-    return bool(spec.get("model", "schnet") == "schnet")
+    return spec.get("model", "schnet") in ("schnet", "ani")
 
 
 def _representation(spec: Mapping[str, Any], seed: int) -> Any:
@@ -108,11 +116,15 @@ def _representation(spec: Mapping[str, Any], seed: int) -> Any:
     model = spec.get("model", "schnet")
     if model == "schnet":
         return schnet(spec["features"], spec["interactions"], spec["cutoff"], seed)
+    if model == "ani":
+        from campaign.engines.ani import representation
+
+        return representation(spec, seed)
     spk = load_schnetpack()
     more = {"lmax": int(spec.get("l_max", L_MAX))} if model == "so3net" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed & (2**63 - 1))
-        return getattr(spk.representation, FAMILIES[model])(
+        return getattr(spk.representation, FAMILIES[model].rpartition(".")[2])(
             n_atom_basis=spec["features"],
             n_interactions=spec["interactions"],
             radial_basis=spk.nn.GaussianRBF(n_rbf=RADIAL, cutoff=spec["cutoff"]),
@@ -125,8 +137,8 @@ def network(spec: Mapping[str, Any], seed: int) -> Any:
     """Return SchNetPack's ``NeuralNetworkPotential`` with energy, forces and stress as outputs.
 
     ``spec`` has ``features``, ``interactions``, ``cutoff`` (Å), ``model`` (one of ``FAMILIES``, ``schnet`` where there
-    is none) and, for SO3net, ``l_max``. Energy and its derivatives are in the units of the scale that
-    :class:`Potential` multiplies back.
+    is none), for SO3net ``l_max``, and for ANI what ``ani.representation`` takes. Energy and its derivatives are in the
+    units of the scale that :class:`Potential` multiplies back.
     """
     import torch
 
@@ -134,7 +146,9 @@ def network(spec: Mapping[str, Any], seed: int) -> Any:
     representation = _representation(spec, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((seed & (2**62 - 1)) + 1)
-        energy = spk.atomistic.Atomwise(n_in=spec["features"], output_key=spk.properties.energy)
+        energy = spk.atomistic.Atomwise(n_in=representation.n_atom_basis, output_key=spk.properties.energy)
+    if spec.get("model") == "ani":  # its networks, one an element, give the energies themselves
+        energy.outnet = torch.nn.Identity()
     return spk.model.NeuralNetworkPotential(
         representation=representation,
         input_modules=[spk.atomistic.Strain(), spk.atomistic.PairwiseDistances()],
@@ -184,6 +198,35 @@ def _inputs(frames: Frames, cutoff: float, dtype: Any, pairs: Neighbours | None,
     }
 
 
+def read_model(path: Path | str, formats: Sequence[int]) -> dict[str, Any]:
+    """Return what is in an exported file; nothing in it is executed.
+
+    Raises
+    ------
+    EngineError
+        It is no such file, or of none of these formats.
+    """
+    import zipfile
+
+    import torch
+
+    refused = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]  # what weights_only raises
+    try:
+        if not zipfile.is_zipfile(path):
+            raise EOFError("it is not there, or is no torch file")
+        data = torch.load(Path(path), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, refused) as error:
+        cause = str(error).split("\n")[0].split(". ")[0]
+        raise EngineError(f"{path} cannot be read as a potential ({cause}); export the model again.") from error
+    if not isinstance(data, dict) or data.get("format") not in formats:
+        found = data.get("format") if isinstance(data, dict) else None
+        raise EngineError(
+            f"{path} is not a potential of format {formats[-1]} (it says {found}); "
+            "export the model again with this version."
+        )
+    return data
+
+
 class _Evaluates:
     """What a single model and a committee share."""
 
@@ -205,8 +248,9 @@ class Potential(_Evaluates):
     weights
         As returned by ``schnetpack_train.train``: the network's state, ``reference.numbers`` (s,),
         ``reference.energies`` (s,) in eV, ``scale`` (1,) in eV and, if there is to be a wall, ``core`` (s, s) in Å: the
-        wall's r0 for each two species, somewhat inside their shortest distance in training. So close no data says
-        what the network does, and it may well bind; a pair there gets ``WALL (1 - r/r0)^3`` more energy.
+        wall's r0 for each two species, their shortest distance in training. Closer no data says what the network does,
+        and it may well bind; a pair there gets W ``(1 - r/r0)^3`` more energy. ``wall`` (1,), if it is there, is W in
+        eV, else it is ``WALL``.
         ``training_set`` (16,), if it is there, is kept: the hash of what it was trained on.
     precision
         ``"float32"`` or ``"float64"``.
@@ -225,7 +269,8 @@ class Potential(_Evaluates):
         self._offsets = np.zeros(max(self.species) + 1)
         self._offsets[self.species] = self.weights["reference.energies"]
         self._core = self._table(self.weights.get("core"))
-        model = network(spec, seed=0)
+        self.wall = float(self.weights["wall"][0]) if "wall" in self.weights else WALL
+        model = network({**spec, "species": self.species}, seed=0)
         state = {k: torch.tensor(v) for k, v in self.weights.items() if k in model.state_dict()}
         model.load_state_dict(state)
         self._model = model.to(self._dtype).eval().requires_grad_(False)
@@ -317,7 +362,7 @@ class Potential(_Evaluates):
         i, j, z = inputs[p.idx_i], inputs[p.idx_j], inputs[p.Z]
         core = self._core[z[i], z[j]]
         inside = torch.relu(core - torch.linalg.vector_norm(r, dim=1)) / core.clamp(min=1e-6)
-        half = (0.5 * WALL / self.scale) * inside**3
+        half = (0.5 * self.wall / self.scale) * inside**3
         walls = torch.zeros(len(z), dtype=r.dtype).index_add(0, i, half)
         return walls.index_add(0, j, half) if self._once else walls
 
@@ -330,22 +375,22 @@ class Potential(_Evaluates):
     def export(self, path: Path | str) -> None:
         """Write a torch file for :meth:`load`.
 
-        It carries cutoff (Å), species, units, reference energies (eV), spec and, where known, the hash of the training
-        set as 32 hex digits.
+        It carries cutoff (Å), species, units, reference energies (eV), spec, the height of its wall and, where known,
+        the hash of the training set as 32 hex digits.
         """
         import torch
 
         reference = {z: float(e) for z, e in zip(self.species, self.weights["reference.energies"], strict=True)}
         data = {
             "format": _FORMAT,
-            "model": f"schnetpack.representation.{FAMILIES[self.spec.get('model', 'schnet')]}",
+            "model": FAMILIES[self.spec.get("model", "schnet")],
             "cutoff": self.cutoff,
             "species": self.species,
             "units": _UNITS,
             "reference_energies": reference,
             "training_set": self.training_set,
             "spec": self.spec,
-            "weights": {k: torch.from_numpy(np.array(v)) for k, v in self.weights.items()},
+            "weights": {k: torch.from_numpy(np.array(v)) for k, v in (self.weights | {"wall": [self.wall]}).items()},
         }
         torch.save(data, Path(path))
 
@@ -358,26 +403,12 @@ class Potential(_Evaluates):
         EngineError
             The file is not such a potential, or is of another format.
         """
-        import zipfile
-
-        import torch
-
-        refused = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]  # what weights_only raises
+        data = read_model(path, FORMATS)
         try:
-            if not zipfile.is_zipfile(path):
-                raise EOFError("it is not there, or is no torch file")
-            data = torch.load(Path(path), map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, KeyError, refused) as error:
-            cause = str(error).split("\n")[0].split(". ")[0]
-            raise EngineError(f"{path} cannot be read as a potential ({cause}); export the model again.") from error
-        if not isinstance(data, dict) or data.get("format") not in (1, _FORMAT):
-            found = data.get("format") if isinstance(data, dict) else None
-            raise EngineError(
-                f"{path} is not a potential of format {_FORMAT} (it says {found}); "
-                "export the model again with this version."
-            )
-        try:
-            return cls(data["spec"], {k: v.numpy() for k, v in data["weights"].items()}, precision)
+            weights = {k: v.numpy() for k, v in data["weights"].items()}
+            if data["format"] < _FORMAT:
+                weights["wall"] = np.array([_OLD_WALL])
+            return cls(data["spec"], weights, precision)
         except (KeyError, RuntimeError, AttributeError) as error:  # weights that do not fit the network
             cause = str(error).split("\n")[0]
             raise EngineError(f"{path} is damaged ({cause}); export the model again.") from error

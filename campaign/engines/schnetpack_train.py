@@ -51,9 +51,9 @@ _HELD_BACK = 0.1
 _AVERAGE = 0.99
 #: Part of the steps over which the rate rises.
 _WARM_UP = 0.1
-#: The wall stands at this part of the shortest distance in training: frames never seen come a little closer than
-#: that and are still predicted well, while the holes of the network lie deeper.
-_WALL_AT = 0.85
+#: The wall stands at this part of the shortest distance in training: from there on the network falls behind the true
+#: repulsion, by what the wall adds (see ``schnetpack.WALL``).
+_WALL_AT = 1.0
 #: Raised when the same spec, seed and frames give other weights: no checkpoint from before is continued.
 _VERSION = 1
 OnEpoch = Callable[[dict[str, float]], None]

@@ -51,9 +51,9 @@ def render(data: Data) -> str:
     Parameters
     ----------
     data
-        Any of ``status``, ``validation``, ``sampling``, ``selection``, ``training``, ``tasks`` (ledger records) and
-        ``about``, as plain JSON-able values in eV, Å, ps, K. What is missing or empty is said in a sentence; nothing is
-        required.
+        Any of ``status``, ``validation``, ``sampling``, ``selection``, ``training``, ``learning``, ``tasks`` (ledger
+        records) and ``about``, as plain JSON-able values in eV, Å, ps, K. What is missing or empty is said in a
+        sentence; nothing is required.
     """
     from jinja2 import ChainableUndefined, Environment
     from plotly.offline import get_plotlyjs
@@ -118,6 +118,7 @@ def _context(data: Data) -> dict[str, Any]:
         "sampling": sampling(data.get("sampling") or [], draw),
         "selection": _selection(selection, draw),
         "training": _training(data.get("training") or [], draw),
+        "learning": data.get("learning") or {},
         "stability": _stability([r for r in reports if r.get("method") == "stability"], draw),
         "rdf": _rdf(by_method.get("rdf"), draw),
         "physics": physics.sections(reports, draw),
@@ -211,8 +212,12 @@ def _headline(status: Data, selection: Data) -> list[dict[str, str]]:
 
 
 def _order(sets: Mapping[str, Any], selection: Data) -> list[str]:
-    """Order training sets: the campaign's selector first, a random pick second, then the others."""
-    first = str(selection.get("method", ""))
+    """Order training sets: the campaign's result first, a random pick second, then the others.
+
+    The result is what its selector chose, or what was learned from that: the last of ``learn-1``, ``learn-2``...
+    """
+    learned = [n for n in sets if n.startswith("learn-") and n[6:].isdigit()]
+    first = max(learned, key=lambda n: int(n[6:]), default=str(selection.get("method", "")))
     return sorted(sets, key=lambda n: (n == RANDOM, False) if n in (first, RANDOM) else (True, True))
 
 

@@ -33,6 +33,7 @@ class FrameSet:
     closed: bool = False
     note: str = ""  # what people should know of it, such as that the pool had fewer frames
     counted: list[str] = field(default_factory=list)  # tasks that say of which atoms of its frames the forces count
+    warm: str = ""  # the set from whose models training goes on
 
 
 @dataclass
@@ -53,6 +54,10 @@ class Board:
         Set name to its finished training tasks.
     trained
         Sets for which every training is settled.
+    learning
+        Whether the training set still grows (``learn``): what its models are worth is asked at the end.
+    learned
+        The set that it ended with; empty where nothing was learned.
     """
 
     shards: list[Shard] = field(default_factory=list)
@@ -62,6 +67,14 @@ class Board:
     labels: dict[str, str | None] = field(default_factory=dict)
     models: dict[str, list[str]] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
+    learning: bool = False
+    learned: str = ""
+
+    def training(self) -> FrameSet | None:
+        """Return the training set: what was chosen, grown by what was learned; None while nothing is planned."""
+        if self.learned:
+            return self.sets[self.learned]
+        return next((s for s in self.sets.values() if s.train), None)
 
     def labelled(self, name: str) -> list[str]:
         """Return the frames of a set that have a label, in the order in which they were chosen."""

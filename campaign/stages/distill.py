@@ -33,7 +33,7 @@ from campaign.tasks import Context, Json, Outcome, Record, Task
 if TYPE_CHECKING:
     from campaign.config import Campaign
 
-VERSION = 2
+VERSION = 3
 
 #: Frames that one task scores, about: minutes for a small network on one core.
 PIECE = 1024

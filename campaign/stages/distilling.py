@@ -139,7 +139,7 @@ def score(task: Task, store: Store) -> Outcome:
     return Outcome(summary, arrays, versions=versions(p["model"]))
 
 
-class _Shift:
+class Shift:
     """What is taken from each member's atomic energies because no energy of a frame can show it."""
 
     def __init__(self, models: Sequence[Model], blocks: Sequence[Frames]) -> None:
@@ -160,9 +160,9 @@ class _Shift:
         return np.asarray(np.einsum("ms,nas->mna", self._shift, there))
 
 
-def _reference(store: Store, models: Sequence[Model], drawn: str) -> _Shift:
+def _reference(store: Store, models: Sequence[Model], drawn: str) -> Shift:
     """Return the members' shift over the first of the frames that a task drew."""
-    return _Shift(models, store.collect("sample", chosen_by(store, [drawn])[:REFERENCE]))
+    return Shift(models, store.collect("sample", chosen_by(store, [drawn])[:REFERENCE]))
 
 
 def choose(task: Task, store: Store) -> Outcome:
@@ -346,7 +346,7 @@ def _by_task(frames: Sequence[str]) -> dict[int, Array]:
     return {task: np.array(indices) for task, indices in found.items()}
 
 
-def _atomic_std(store: Store, models: Sequence[Model], ids: Sequence[str], shift: _Shift) -> list[Array]:
+def _atomic_std(store: Store, models: Sequence[Model], ids: Sequence[str], shift: Shift) -> list[Array]:
     """Return (a,) the uncertainty of each atom of each frame, eV, in the order of ``ids``."""
     found: dict[str, Array] = {}
     for block in store.collect("sample", ids):

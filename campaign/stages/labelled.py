@@ -32,8 +32,8 @@ def references(blocks: Sequence[Frames]) -> dict[str, float]:
 
 def collect(board: Board, store: Store) -> list[Frames]:
     """Return the labelled frames of the training set, in blocks of equal numbers of atoms."""
-    name = next((s.name for s in board.sets.values() if s.train), None)
-    labels = {frame: str(board.labels[frame]) for frame in board.labelled(name)} if name is not None else {}
+    training = board.training()
+    labels = {frame: str(board.labels[frame]) for frame in board.labelled(training.name)} if training else {}
     return store.collect("label", list(labels), labels)
 
 

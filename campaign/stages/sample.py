@@ -21,7 +21,7 @@ import numpy as np
 
 from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
-from campaign.stages import sample_file, sample_md, sample_momt
+from campaign.stages import learning, sample_file, sample_md, sample_momt
 from campaign.stages.board import Board, Shard
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
@@ -169,11 +169,11 @@ def _chains(campaign: Campaign, digests: dict[str, str], entry: int) -> tuple[li
         before = sample_momt.window_tasks(settings[0][0], method, name, settings[0][1], VERSION)
     chains: list[list[tuple[Task, int]]] = [[] for _ in groups]
     done = 0
-    for k, frames in enumerate(_segments(method.frames, method.segment)):
+    for k, frames in enumerate(segments_of(method.frames, method.segment)):
         for c, (common, extra) in enumerate(settings):
             params = {**common, "segment": k, "frames": frames, "first": done}
             if method.method != "fake":
-                params["temperature"] = _ramp(common["temperature"], done, done + frames, method.frames)
+                params["temperature"] = set_points(common["temperature"], done, done + frames, method.frames)
             if k:
                 params.pop("prepare", None)
             if method.method == "momt":
@@ -219,12 +219,12 @@ def _settings(
     return common | {"potential": digests[potential.lammps]}, extra
 
 
-def _segments(frames: int, size: int) -> list[int]:
+def segments_of(frames: int, size: int) -> list[int]:
     """Return the frames of each segment; a short last one."""
     return [size] * (frames // size) + ([frames % size] if frames % size else [])
 
 
-def _ramp(temperature: Any, start: int, stop: int, total: int) -> list[float]:
+def set_points(temperature: Any, start: int, stop: int, total: int) -> list[float]:
     """Return the set points (K) at the start and the end of a segment."""
     if isinstance(temperature, int | float):
         return [float(temperature)] * 2
@@ -238,6 +238,8 @@ def work(task: Task, context: Context) -> Outcome:
 
     if task.params["method"] == "file":
         return sample_file.work_file(task, context)
+    if task.params["method"] == "novel":
+        return learning.choose(task, context, Store(context.run / "run.zarr"))
     if task.params["method"] == "window":
         return sample_momt.work_window(task, context, _start(task, context))
     store = Store(context.run / "run.zarr")
@@ -259,30 +261,30 @@ def _lammps_segment(task: Task, context: Context, store: Store, before: dict[str
     atoms = _start(task, context)
     walkers = _walkers(task, context, atoms, before)
     bias, shared = sample_momt.bias(task, store, walkers, len(atoms)) if p["method"] == "momt" else (None, {})
-    job = Job(PotentialLines((), ""), walkers, p["ranks"], context.attempt + 1 >= ATTEMPTS, bias, shared)
+    last = context.attempt + 1 >= p.get("tries", ATTEMPTS)
+    job = Job(PotentialLines((), ""), walkers, p["ranks"], last, bias, shared)
     if p["method"] == "md":
-        job = replace(job, **sample_md.driver(task, context, atoms))
+        job = replace(job, **sample_md.driver(task, context, store, atoms))
     else:
         job = replace(job, potential=load_potential(context.run / task.extra["potential"]))
     found = run_job(job, context, task)
     stopped = {str(number): stretch.cause for number, stretch in found.items() if stretch.cause}
     with_frames = [(number, stretch) for number, stretch in found.items() if stretch.arrays]
-    if not with_frames:
+    if not with_frames and "start" not in p:
         raise EngineError(next(iter(stopped.values())))
-    frames = Frames.concat(_frames(task, atoms.numbers, number, stretch) for number, stretch in with_frames)
+    none = Frames.build(atoms.numbers, np.zeros((0, len(atoms), 3)), np.zeros((0, 3, 3)))
+    frames = Frames.concat([none, *(_frames(task, atoms.numbers, number, stretch) for number, stretch in with_frames)])
     frames = frames.with_(index=np.arange(len(frames), dtype="int32"))
     check_frames(frames)
-    kinetic = np.concatenate([stretch.arrays["kinetic"] for _, stretch in with_frames])
-    summary: dict[str, Json] = {
-        "frames": len(frames),
-        "temperature": float(kinetic.mean()),
-        "volume": float(frames.volume.mean()),
-    }
+    summary: dict[str, Json] = {"frames": len(frames)}
+    if len(frames):
+        kinetic = np.concatenate([stretch.arrays["kinetic"] for _, stretch in with_frames])
+        summary |= {"temperature": float(kinetic.mean()), "volume": float(frames.volume.mean())}
     summary |= {"walkers": len(found), "left": len(found) - len(stopped)}
     if bias is not None:
         summary["momt"] = sample_momt.convergence(bias, found)
     return Outcome(
-        summary | ({"stopped": stopped} if stopped else {}),
+        summary | ({"ended" if "start" in p else "stopped": stopped} if stopped else {}),
         {**dict(frames.arrays()), **sample_md.before(found)},
         {"restart": pack_checkpoints(found)},
         lammps.versions(),
@@ -290,9 +292,16 @@ def _lammps_segment(task: Task, context: Context, store: Store, before: dict[str
 
 
 def _start(task: Task, context: Context) -> Atoms:
-    """Return the structure that a task's walkers start from, scaled to their volume where they have one."""
+    """Return the structure that a task's walkers start from, scaled to their volume where they have one.
+
+    A round of learning starts from a frame that there is.
+    """
     from campaign.engines.structures import build_structure
 
+    if "start" in task.params:
+        from campaign.store.store import Store
+
+        return Store(context.run / "run.zarr").collect("sample", [task.params["start"]])[0].to_ase()[0]
     atoms = build_structure(task.params["structure"], context.run)
     volume = task.params.get("volume")
     if volume is not None:
@@ -353,6 +362,7 @@ def check_frames(frames: Frames) -> None:
         Names the array and the first bad frame.
     """
     for name in ("positions", "cell", "energy", "forces", "stress"):
-        bad = ~np.isfinite(getattr(frames, name)).reshape(len(frames), -1).all(axis=1)
+        values = getattr(frames, name)
+        bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         if bad.any():
             raise Unphysical(f"The {name} of frame {int(np.argmax(bad))} of {len(frames)} are not finite.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +15,17 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from campaign.engines.walkers import Stretch
+    from campaign.store.store import Store
 
 #: Of a segment's arrays, those of the steps before a walker's failure: ``before.WALKER.positions`` and so on.
 BEFORE = "before."
 
 
-def driver(task: Task, context: Context, atoms: Atoms) -> dict[str, Any]:
-    """Return what a job with a model has in place of a potential's lines: fields of ``walkers.Job``."""
+def driver(task: Task, context: Context, store: Store, atoms: Atoms) -> dict[str, Any]:
+    """Return what a job with a model has in place of a potential's lines: fields of ``walkers.Job``.
+
+    The model is a file that the campaign names, or one of its own trainings.
+    """
     from campaign.engines.lammps_potential import PotentialLines
 
     p, guards = task.params, dict(task.params["guards"])
@@ -34,10 +39,22 @@ def driver(task: Task, context: Context, atoms: Atoms) -> dict[str, Any]:
     }
     return {
         "potential": PotentialLines(elements, ""),
-        "model": str(context.run / task.extra["model"]),
+        "model": str(_trained(task, context, store) if "trained" in p else context.run / task.extra["model"]),
         "limits": limits,
         "arrays": {"numbers": np.asarray(atoms.numbers)},
     }
+
+
+def _trained(task: Task, context: Context, store: Store) -> Path:
+    """Return the file of a training of this run; it is exported again where somebody has removed it."""
+    from campaign.stages.trained import export_model, load_model
+
+    training = task.params["trained"]
+    file = next((context.run / "models").glob(f"*-{training}.pt"), None)
+    if file is None:
+        file = context.folder(task) / "model.pt"
+        export_model(load_model(store, training), file)
+    return file
 
 
 def before(found: Mapping[int, Stretch]) -> dict[str, Array]:

@@ -207,6 +207,12 @@ COLUMNS: dict[str, Callable[[Frames], Array]] = {
 }
 
 
+def describe(task: Task, folder: Path, frames: Frames) -> Array:
+    """Return (n, d) the descriptors of frames, as a task's ``representation`` says; NaN where there are none."""
+    kind = _descriptor(tuple(_species(task, folder)), task.params["seed"], **task.params["representation"])
+    return _described(frames, kind, (kind.dimension,))
+
+
 @lru_cache(maxsize=4)
 def _descriptor(species: tuple[int, ...], seed: int, **representation: Any) -> Descriptor:
     """Return the descriptor, kept between the tasks of a worker: building it costs more than a shard."""

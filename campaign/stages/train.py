@@ -15,7 +15,7 @@ from campaign.tasks import Context, Outcome, Record, Task, new_record
 if TYPE_CHECKING:
     from campaign.config import Campaign
 
-VERSION = 1
+VERSION = 2
 
 
 class Train:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from campaign.config import Campaign
     from campaign.store.store import Store
 
-VERSION = 3
+VERSION = 4
 
 #: Points of a parity plot that are kept for the report.
 PARITY_POINTS = 2000
@@ -59,12 +59,12 @@ class Validate:
 
     def plan(self, board: Board) -> Iterator[Task]:
         """Yield the tests that became possible."""
-        main = next((s for s in board.sets.values() if s.train), None)
-        if main is None:
+        main = board.training()
+        if main is None or board.learning:
             return
         for number, test in enumerate(self._tests):
             if test.method == "errors":
-                yield from self._errors(number, board)
+                yield from self._errors(number, main, board)
             elif test.method == "relax":
                 yield from self._relax(number, main, board)
             else:
@@ -72,7 +72,7 @@ class Validate:
                     if what.startswith("md"):
                         yield from self._model_run(what, main, board)
                     else:
-                        yield from self._reference_run(what, main)
+                        yield from self._reference_run(what, main, board)
                 if test.method != "stability":
                     yield from self._on_runs(number)
 
@@ -95,7 +95,7 @@ class Validate:
             self._planned.add(task.id)
             yield task
 
-    def _errors(self, number: int, board: Board) -> Iterator[Task]:
+    def _errors(self, number: int, main: FrameSet, board: Board) -> Iterator[Task]:
         from campaign.config import Errors
 
         what = f"errors {number}"
@@ -103,7 +103,7 @@ class Validate:
             return
         test = self._tests[number]
         assert isinstance(test, Errors)
-        trained = [s.name for s in board.sets.values() if s.train]
+        trained = [main.name, *(s.name for s in board.sets.values() if s.train and s is not main)]
         models = {name: board.models[name] for name in trained if board.models.get(name)}
         labels = [str(board.labels[f]) for f in board.labelled(HELD_OUT)]
         if not labels or trained[0] not in models:  # without the set to compare with, the test still has its worth
@@ -134,14 +134,14 @@ class Validate:
         if not models:
             self._skipped.add(what)
             return
-        params = {"method": "stability", **self._chains[what].run.params(main.chosen), "models": models}
+        params = {"method": "stability", **self._chains[what].run.params(_start(board)), "models": models}
         yield from self._run(what, Task("validate", "stability", params, (), VERSION, priority=3))
 
-    def _reference_run(self, what: str, main: FrameSet) -> Iterator[Task]:
+    def _reference_run(self, what: str, main: FrameSet, board: Board) -> Iterator[Task]:
         if not main.closed or not main.chosen:
             return
         params, extra = reference_of(self._campaign.reference, self._digests)
-        params = {"method": "reference", **self._chains[what].run.params(main.chosen), **params}
+        params = {"method": "reference", **self._chains[what].run.params(_start(board)), **params}
         yield from self._run(what, Task("validate", "reference", params, (), VERSION, priority=6, extra=extra))
 
     def _run(self, what: str, whole: Task) -> Iterator[Task]:
@@ -223,6 +223,11 @@ class Validate:
     def _idle(self) -> set[str]:
         """Return the reference runs that nobody waits for: they never began."""
         return {w for w, chain in self._chains.items() if w.startswith("reference") and not chain.segments}
+
+
+def _start(board: Board) -> list[str]:
+    """Return what runs may start from: frames that were chosen from the pool, not those that were learned."""
+    return next(s.chosen for s in board.sets.values() if s.train)
 
 
 def _all_trained(board: Board) -> bool:

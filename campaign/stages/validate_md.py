@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.engines.models import Mean
-from campaign.errors import EngineError
+from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
 from campaign.science import criteria
 from campaign.stages.trained import load_models
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Frames near a run's temperature that stand for its equilibrium.
 NEAR = 8
+
+#: How LAMMPS's own words begin; of the errors that are not ``Unphysical``, all others say that the model could not run.
+LAMMPS = "LAMMPS: "
 
 #: Of the arrays of a segment, those of the steps before a failure; of a checkpoint, what the watch remembers.
 BEFORE, WATCH = "before.", "watch."
@@ -61,8 +64,8 @@ def work_segment(task: Task, context: Context, store: Store) -> Outcome:
     failure, sign, restart = "", None, b""
     try:
         arrays, restart = run_segment(potential, segment, start, model, watch=watch)
-    except EngineError as error:  # the failure is the finding
-        if p["method"] == "reference":
+    except EngineError as error:  # the failure is the finding, where it is of the dynamics
+        if p["method"] == "reference" or not (isinstance(error, Unphysical) or str(error).startswith(LAMMPS)):
             raise
         arrays, failure = error.frames or {}, str(error)
         sign = error.sign if isinstance(error, FirstSign) else None

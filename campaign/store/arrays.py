@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,13 +130,11 @@ def _read_other(folder: Path, start: int, stop: int | None) -> Array:
     return np.asarray(array[start:stop] if array.ndim else array[...])
 
 
-def write_file(path: Path, content: Any, size: int, durable: bool) -> None:
-    """Write a file of ``size`` bytes that starts with ``content``; flush it to disk where asked."""
+def write_file(path: Path, content: Any, size: int) -> None:
+    """Write a file of ``size`` bytes that starts with ``content``."""
     with path.open("xb", buffering=0) as file:
         view = memoryview(content)
         while view:  # a nearly full disk writes a part first
             view = view[file.write(view) or 0 :]
         if len(content) < size:
             file.truncate(size)
-        if durable:
-            os.fsync(file.fileno())

@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ Array = npt.NDArray[Any]
 
 META = _arrays.META
 
-#: Files of a group that are written at the same time, so that the disk can join their flushes.
+#: Files of a group that are flushed at the same time, so that the disk can join them.
 WRITERS = 16
 
 
@@ -51,10 +52,17 @@ def write_group(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str
     for name, value in arrays.items():
         (path / name).mkdir()
         parts += _arrays.parts(path / name, value)
-    with ThreadPoolExecutor(min(WRITERS, len(parts))) as pool:
-        list(pool.map(lambda part: _arrays.write_file(part[0], part[1], part[2], durable), parts))
-        if durable:
-            list(pool.map(flush, [*(path / name for name in arrays), path]))
+    for file, content, size in parts:
+        _arrays.write_file(file, content, size)
+    if durable:  # only now, and at the same time: one commit of the disk's journal serves nearly all of them
+        written = [*(file for file, _, _ in parts), *(path / name for name in arrays), path]
+        list(_writers(os.getpid()).map(flush, written))
+
+
+@lru_cache(maxsize=1)
+def _writers(pid: int) -> ThreadPoolExecutor:
+    """Return the threads of this process that wait for the disk; starting them costs as much as a small group."""
+    return ThreadPoolExecutor(WRITERS, thread_name_prefix="flush")
 
 
 def publish(final: Path, aside: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> bool:
@@ -122,8 +130,7 @@ def discard(paths: Iterable[Path], aside: Path) -> None:
     Nobody sees a part of one, and a process that is still writing into it fails instead of publishing the rest.
     """
     aside.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(lambda path: _discard(path, aside), paths))
+    list(_writers(os.getpid()).map(lambda path: _discard(path, aside), paths))
 
 
 def _discard(path: Path, aside: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,24 +114,32 @@ class RunDirectory:
         given_up = {r["task"]: r["state"] for r in lines if r["state"] in ("quarantined", "released")}
         self.ledger.append(r for t, r in done.items() if t not in written)
         self.ledger.append(r for t, r in quarantined.items() if given_up.get(t) != "quarantined")
-        attempts: dict[str, int] = {}
-        self.tries.clear()
-        for r in lines:
-            if r["state"] == "done" and r["stage"] not in KINDS:
-                done[r["task"]] = r
-            elif r["state"] == "failed" and not r["transient"]:
-                attempts[r["task"]] = attempts.get(r["task"], 0) + 1
-                self.tries.setdefault(r["task"], []).append(remember(r))
-            elif r["state"] == "released":
-                attempts.pop(r["task"], None)
-                self.tries.pop(r["task"], None)
-        return done, quarantined, attempts
+        done |= {r["task"]: r for r in lines if r["state"] == "done" and r["stage"] not in KINDS}
+        self.tries = failed_tries(lines)
+        return done, quarantined, {task: len(tries) for task, tries in self.tries.items()}
 
     def release(self, quarantined: Mapping[str, Record]) -> None:
         """Let quarantined tasks be tried again from their first attempt on; the ledger says so first."""
         self.ledger.append(_released(r) for r in quarantined.values())
         for task in quarantined:
             self.store.release(task)
+
+
+def failed_tries(lines: Iterable[Record]) -> dict[str, list[dict[str, Json]]]:
+    """Return what is remembered of each task's attempts that failed by its own fault, since it was last released.
+
+    Parameters
+    ----------
+    lines
+        Of the ledger. A task may be done or given up by now.
+    """
+    tries: dict[str, list[dict[str, Json]]] = {}
+    for r in lines:
+        if r["state"] == "failed" and not r["transient"]:
+            tries.setdefault(r["task"], []).append(remember(r))
+        elif r["state"] == "released":
+            tries.pop(r["task"], None)
+    return tries
 
 
 def _released(record: Record) -> Record:

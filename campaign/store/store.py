@@ -310,6 +310,8 @@ class Store:
                     replaced.append(kind / task)
                 elif place.stop > place.start:
                     arrays = groups.read_arrays(place.path)
+                    if not _even(arrays):
+                        continue
                     if not batch.takes(arrays):
                         packed += self._publish_pack(stage, batch)
                         batch = _Batch()
@@ -406,9 +408,15 @@ class _Batch:
 
 
 def _rows(arrays: Mapping[str, Array]) -> int:
-    """Return the common length of the first axis, 0 where there is none (such a group is never packed)."""
-    lengths = {len(a) if a.ndim else -1 for a in arrays.values()}
+    """Return how many frames a group holds, whatever else lies beside them; else the common length of its arrays."""
+    frames = {name: a for name, a in arrays.items() if name in FRAME_ARRAYS}
+    lengths = {len(a) if a.ndim else -1 for a in (frames or arrays).values()}
     return lengths.pop() if len(lengths) == 1 and -1 not in lengths else 0
+
+
+def _even(arrays: Mapping[str, Array]) -> bool:
+    """Tell whether all arrays have a row a frame: a group with others beside them is never packed."""
+    return len({len(a) if a.ndim else -1 for a in arrays.values()}) == 1
 
 
 def _bytes(arrays: Mapping[str, Array]) -> int:

@@ -96,6 +96,8 @@ def test_other_engines_are_let_alone(folder: Path) -> None:
         ("&KIND Na", "&KIND Ar2", 34, "Ar has a KIND already, on line 30"),
         ("METHOD QS", "METHOD FIST", 4, "labels come from Quickstep"),
         ("  &SUBSYS\n", "  &SUBSYS\n    &CELL\n      PERIODIC XY\n    &END\n", 31, "frames are periodic along all three cell vectors"),
+        ("    &SCF\n", "    &KPOINTS\n      SCHEME GAMMA\n    &END\n    &SCF\n", 18, "with k-points there is no orbital transformation: CP2K stops (line 18 of job.inp), got '&OT'; write &DIAGONALIZATION"),
+        ("      &OT\n", "      ADDED_MOS 9\n      &SMEAR\n      &END\n      &OT T\n", 18, "with smearing there is no orbital transformation"),
         ("@SET CUT 300", "&GLOBAL\n  RUN_TYPE MD\n&END\n@SET CUT 300", 3, "campaign runs single points"),
         ("    &SCF\n", "    &SCF\n      IGNORE_CONVERGENCE_FAILURE\n", 13, "an unconverged result is never accepted"),
     ],

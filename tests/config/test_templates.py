@@ -32,7 +32,7 @@ METALS = ("ni-momt-32", "ni-momt-108", "al-momt", "nb-momt")
 
 
 def test_each_has_a_line_about_it() -> None:
-    assert {"quickstart", "fake", "ar-nvt", *SALTS, *METALS, *DFT} == set(template_names())
+    assert {"quickstart", "fake", "ar-nvt", "nacl-learn", *SALTS, *METALS, *DFT} == set(template_names())
     assert all(len(text) > 20 for text in template_names().values())
 
 

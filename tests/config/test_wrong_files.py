@@ -133,7 +133,24 @@ CASES = {
         "engine: lammps", "engine: ase, calculator: etm", 15, "label.calculator", "'etm'", "did you mean 'emt'"
     ),
     # Not in this version
-    "stage of later": Wrong("select:", "learn: {rounds: 2}\nselect:", 14, "learn", "rounds", "remove it"),
+    "stage of later": Wrong("select:", "transfer: {from: x}\nselect:", 14, "transfer", "from", "remove it"),
+    "learn without dynamics": Wrong("select:", "learn: {rounds: 2}\nselect:", 14, "learn.md", "nothing", "add 'md:"),
+    "learn from the model": Wrong(
+        "{engine: lammps}",
+        "{engine: pool}\nlearn: {md: {temperature: 9, time: 1}}",
+        15,
+        "label.engine",
+        "pool",
+        "lammps",
+    ),
+    "learn from one model": Wrong(
+        ", members: 2}",
+        "}\nlearn: {md: {temperature: 9, time: 1}}",
+        17,
+        "learn",
+        "members: 1",
+        "write 'members: 2'",
+    ),
     "method of later": Wrong(
         "method: rnd_stream", "method: uq", 14, "select.method", "'uq'", "not available in campaign"
     ),

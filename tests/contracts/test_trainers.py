@@ -19,11 +19,19 @@ SPECS = {
     "schnet": {**SCHNET, "loss": {"energy": 0.01, "forces": 0.95, "stress": 0.04}},
     "painn": {**SCHNET, "model": "painn", "loss": {"kind": "huber", "energy": 0.01, "forces": 0.95, "stress": 0.04}},
     "so3net": {**SCHNET, "model": "so3net", "l_max": 2, "loss": {"kind": "l4", "forces": 0.95, "stress": 0.04}},
+    "ani": {
+        "model": "ani", "cutoff": 4.0, "angular_cutoff": 3.5, "layers": [8, 8], "epochs": 3, "batch": 2, "rate": 1e-3,
+        "loss": {"energy": 0.01, "forces": 0.95, "stress": 0.04},
+    },
+    "gap": {"model": "gap", "cutoff": 4.5, "n_max": 3, "l_max": 2, "sparse": 12, "pairs": 6},
     "fake": {"model": "fake"},
-}
+}  # fmt: skip
 
 
-@pytest.fixture(params=list(SPECS))
+NEEDS = {"ani": "torchani", "gap": "quippy"}
+
+
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.requires(NEEDS[n])) if n in NEEDS else n for n in SPECS])
 def spec(request):
     return SPECS[request.param]
 

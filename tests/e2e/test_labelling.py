@@ -153,12 +153,39 @@ def test_each_attempt_is_a_line_with_its_rung_and_the_last_one_quarantines_with_
     assert again["failures"] == status["failures"]  # from the run directory alone
     (toy.folder / "run/ledger.jsonl").unlink()
     assert status_of(toy.folder / "run")["failures"] == status["failures"]  # and from the store alone
-    found = json.loads((toy.folder / "run/labels.json").read_text())
+    text = (toy.folder / "run/labels.json").read_text()
+    assert text.endswith("}\n")
+    found = json.loads(text)
     assert (found["labelled"], found["quarantined"]) == (4, 2)
     assert found["rungs"] == {"0": 3, "2": 1}
     assert found["versions"]["cp2k"] == {"2023.1": 4}
     assert found["reference_energies"].keys() == {"Ar"}
     assert len(found["failures"]) == 2
+
+
+def test_an_attempt_that_failed_is_seen_when_the_run_is_stopped(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.write("rung3", "good")
+
+    def stop(status: dict[str, Any]) -> None:
+        if any(len(task["attempts"]) == 2 for task in status["retried"]):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("campaign.flow.LOOK", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(options=Options(inline=True, show=stop))
+    found = status_of(toy.folder / "run")
+    assert (found["state"], found["failures"]) == ("interrupted", [])
+    (task,) = found["retried"]
+    assert [a["rung"] for a in task["attempts"]] == [0, 1]
+    assert "SCF did not converge" in task["cause"]
+    assert (toy.folder / "run" / task["folder"] / "attempt-1" / "output.out").exists()
+    assert found["notes"][-1] == (
+        "1 task failed at an attempt and will be tried again (--json lists all); "
+        f"label {task['frame']} at attempt 2: {task['cause']}"
+    )
+    done = toy.run()
+    assert (done["state"], done["retried"]) == ("done", [])
+    assert status_of(toy.folder / "run")["retried"] == []
 
 
 def test_what_only_helps_convergence_redoes_nothing_that_is_finished(toy: Toy) -> None:

@@ -314,6 +314,25 @@ def test_forces_of_too_coarse_a_grid_are_refused(bench: Bench) -> None:
         assert caught.value.final
 
 
+@pytest.mark.parametrize(
+    ("ladder", "final"),
+    [
+        (["template"], True),
+        (["template", "more_steps", {"SCF/MIXING/ALPHA": 0.1}], True),
+        (["template", "smear"], False),
+        (["template", {"SCF/SMEAR": {"_": "T"}, "SCF/ADDED_MOS": 40}], False),
+    ],
+)
+def test_only_a_rung_of_other_physics_gives_electrons_more_room(bench: Bench, ladder: list[Any], final: bool) -> None:
+    task = bench.task(ladder)
+    for _ in range(2):  # the second finds the first one's output
+        with pytest.raises(Unphysical, match="too few orbitals for the smeared electrons") as caught:
+            bench.fake("no room", task=task)
+        assert caught.value.final is final
+        assert str(bench.folder(task=task)) in str(caught.value)
+    assert (bench.folder(task=task) / "started").read_text() == "1\n"
+
+
 def test_several_frames_come_back_in_order(bench: Bench) -> None:
     found = cp2k.label(Frames.from_ase([ARGON, ARGON]), bench.task(), bench.context(0, "good"))
     assert found[1].shape == (2, 4, 3)

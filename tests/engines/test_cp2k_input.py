@@ -11,7 +11,7 @@ from ase import Atoms
 
 from campaign.config import cp2k_ladder, cp2k_schema
 from campaign.config.cp2k_ladder import Rung
-from campaign.config.cp2k_template import Template, WrongTemplate
+from campaign.config.cp2k_template import Template, WrongTemplate, check
 from campaign.config.cp2k_tree import Section, read
 from campaign.engines.cp2k_input import read_template, render, resolve
 from campaign.errors import EngineError, InputError
@@ -135,7 +135,7 @@ def test_the_method_stays_where_the_physics_does(folder: Path, changes: list[tup
         [("EPS_SCF 1.0E-6", "EPS_SCF 1.0E-7")],
         [("        EPS_SCF 1.0E-6\n        MAX_SCF 10", "        EPS_SCF 1.0E-5\n        MAX_SCF 10")],
         [("    &SCF\n", "    CHARGE 1\n    &SCF\n")],
-        [("    &SCF\n", "    &SCF\n" + METAL)],
+        [("    &SCF\n", "    &SCF\n" + METAL), ("      &OT\n", "      &OT OFF\n")],
         [("    &SCF\n", "    CHARGE 0\n    &SCF\n")],  # the schema's default: the program's may be another
         [("    &SCF\n", "    &QS\n      EPS_DEFAULT 1.0E-10\n    &END\n    &SCF\n")],  # likewise
         [("      EPS_SCF 1.0E-6\n      MAX_SCF 40", "      EPS_EIGVAL 1.0E-4\n      EPS_SCF 1.0E-6\n      MAX_SCF 40")],
@@ -289,6 +289,18 @@ def test_rungs_that_only_converge_otherwise_share_the_method(folder: Path) -> No
 def test_rungs_of_a_metal_all_share_the_method(folder: Path) -> None:
     changes = [("    &SCF\n", "    &SCF\n" + METAL), ("      &OT\n", "      &OT OFF\n")]
     assert len({method(folder, *changes, rung=rung) for rung in cp2k_ladder.DEFAULT}) == 1
+
+
+def test_k_points_are_no_smearing(folder: Path) -> None:
+    """Neither can have OT; but only the last rung smears electrons that were not."""
+    points = "    &KPOINTS\n      SCHEME MONKHORST-PACK 2 2 2\n    &END\n    &SCF\n"
+    kept = template(folder, ("    &SCF\n", points), ("      &OT\n", "      &OT OFF\n"))
+    trees = {rung: kept.with_rung(resolve(rung, kept.root).settings) for rung in cp2k_ladder.DEFAULT}
+    assert [rung for rung, tree in trees.items() if cp2k_ladder.smeared(tree)] == ["smear"]
+    assert len(kept.method(["template", "more_steps", "ot_cg", "diagonalise"])) == 1
+    assert not any(check(tree) for tree in trees.values())
+    gamma = template(folder, ("    &SCF\n", points.replace("MONKHORST-PACK 2 2 2", "NONE")))  # CP2K: no k-points
+    assert "SCF/OT" in resolve("ot_cg", gamma.root).settings
 
 
 def test_settings_replace_every_alias_and_make_what_is_missing(folder: Path) -> None:

@@ -113,6 +113,36 @@ def test_pairs_that_are_kept_miss_nothing_however_atoms_and_cell_move():
     assert SKIN > 0
 
 
+def test_a_pair_that_comes_around_the_corner_is_not_missed():
+    """It crosses three faces of the cell, which no pair within reach did before: a change of the cell counts thrice."""
+    numbers, cell = np.array([11, 17]), 12.0 * np.eye(3)
+    positions = np.array([[0.5, 0.5, 0.5], 0.5 + 12.0 - np.full(3, 5.65 / np.sqrt(3))])
+    fast = fast_forces(potential(), numbers)
+    assert not fast.evaluate(positions, cell)[1].any()
+    shrunk = cell - 0.55 * np.eye(3)  # the atoms stay: they are now 4.7 Å apart
+    found = fast.evaluate(positions, shrunk)
+    assert np.abs(found[1]).max() > 1e-6
+    compare(found, potential().evaluate(Frames.build(numbers, positions[None], shrunk)))
+
+
+def test_the_wall_is_as_high_as_the_weights_say():
+    atoms = salt()
+    weights = potential(core=2.9).weights
+    low, high = (Potential(SPEC, weights | {"wall": np.array([w])}) for w in (100.0, 9000.0))
+    for one in (low, high):
+        compare(
+            fast_forces(one, atoms.numbers).evaluate(atoms.positions, np.array(atoms.cell)), one.evaluate(frame(atoms))
+        )
+    assert high.evaluate(frame(atoms))[0] > low.evaluate(frame(atoms))[0] + 0.1
+
+
+@pytest.mark.parametrize("family", ["painn", "so3net"])
+def test_networks_of_other_families_are_not_taken_for_it(family):
+    atoms = salt(1)
+    assert fast_forces(potential(model=family), atoms.numbers) is None
+    assert fast_forces(Mean([potential(), potential(model=family)]), atoms.numbers) is None
+
+
 def test_what_it_cannot_do_it_leaves_to_the_model_or_says():
     atoms = salt(1)
     assert fast_forces(ToyCrystal(), atoms.numbers) is None

@@ -7,11 +7,12 @@ import pytest
 from ase.build import bulk
 
 from campaign.engines import schnetpack_train
+from campaign.engines.checkpoints import Execution
 from campaign.engines.dynamics import Segment, Start, run_segment
 from campaign.engines.guards import BOLTZMANN, Limits, Watch
 from campaign.engines.lammps_potential import PotentialLines, load_potential
 from campaign.engines.models import Mean
-from campaign.engines.schnetpack import Potential
+from campaign.engines.schnetpack import Potential, network
 from campaign.errors import EngineError
 from campaign.frames import Frames
 
@@ -90,6 +91,47 @@ def test_segments_give_bitwise_what_they_gave(trained, pressure, members):
             np.testing.assert_array_equal(ends[1][k][name], array, err_msg=name)
     assert ends[0][2] == ends[1][2]
     np.testing.assert_array_equal(ends[0][1]["step"], np.arange(55, 105, 5))
+
+
+FAMILIES = ["schnet", "painn", "so3net", pytest.param("ani", marks=pytest.mark.requires("torchani"))]
+
+
+@pytest.mark.parametrize("pressure", [None, 1.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_drives_the_atoms(family, pressure):
+    """Untrained, for a few steps: frames have the model's energy, forces and stress, in both kinds of cell."""
+    spec = {"model": family, "features": 8, "interactions": 1, "cutoff": 4.0, "species": [11, 17], "layers": [8]}
+    weights = {k: v.numpy() for k, v in network(spec, 0).state_dict().items()}
+    weights |= {"reference.numbers": np.array([11, 17]), "reference.energies": np.zeros(2), "scale": np.array([0.3])}
+    model = Potential(spec, weights)
+    atoms = bulk("NaCl", "rocksalt", a=5.7, cubic=True)
+    sheared = np.array(atoms.cell) + np.tril(0.3 * np.ones((3, 3)), -1)
+    start = Start(atoms.numbers, atoms.positions @ np.linalg.inv(atoms.cell) @ sheared, sheared, 3)
+    arrays, _ = run_segment(LINES, Segment(3, 5, 0, 0.001, (300.0,) * 2, pressure), start, model)
+    frames = Frames.build(atoms.numbers, arrays["positions"], arrays["cell"])
+    for name, right in zip(("energy", "forces", "stress"), model.evaluate(frames), strict=True):
+        np.testing.assert_allclose(arrays[name], right, atol=2e-6 * max(1.0, np.abs(right).max()), err_msg=name)
+    assert np.abs(arrays["forces"]).max() > 1e-4
+
+
+@pytest.mark.requires("quippy")
+def test_gap_drives_the_atoms(tmp_path):
+    from campaign.engines.gap import train
+    from campaign.engines.model_files import load_model_file
+    from campaign.engines.models import build_model
+
+    sampled = Segment(6, 20, 0, 0.002, (300.0, 900.0), None)
+    arrays, _ = run_segment(load_potential(POTENTIALS / "nacl_bmhtf.lmp"), sampled, salt())
+    frames = Frames.build(salt().numbers, **{k: v for k, v in arrays.items() if k != "kinetic"})
+    spec = {"model": "gap", "cutoff": 5.0, "n_max": 3, "l_max": 2, "sparse": 20, "pairs": 10}
+    weights, _ = train([frames], spec, 1, lambda values: None, None, Execution())
+    build_model(spec, weights).export(tmp_path / "gap.pt")
+    atoms = bulk("NaCl", "rocksalt", a=5.7, cubic=True)
+    start = Start(atoms.numbers, atoms.positions, np.array(atoms.cell), 3)
+    solid = Segment(8, 5, 0, 0.001, (300.0, 300.0), None, isolated=True)
+    arrays, _ = run_segment(LINES, solid, start, load_model_file(tmp_path / "gap.pt"))
+    assert np.ptp(total(arrays, 8)) < 1e-4
+    assert arrays["kinetic"].std() > 5
 
 
 def test_a_species_that_the_model_has_not_seen_is_named(trained):

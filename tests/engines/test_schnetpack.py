@@ -5,7 +5,7 @@ import pytest
 import torch
 from ase.build import bulk
 
-from campaign.engines.schnetpack import WALL, Committee, Potential, load_schnetpack, network, schnet
+from campaign.engines.schnetpack import WALL, Committee, Potential, load_schnetpack, network, pairs_once, schnet
 from campaign.engines.schnetpack_data import collate, examples_of, shortest_distances, targets_of, training_set
 from campaign.engines.schnetpack_train import loss_of, train
 from campaign.errors import EngineError, Unphysical
@@ -16,6 +16,15 @@ from campaign.science.references import reference_energies
 SPEC = {"features": 16, "interactions": 2, "cutoff": 4.0}
 FAMILIES = {name: {**SPEC, "model": name} for name in ("schnet", "painn", "so3net")}
 FAMILIES["so3net of l 3"] = {**SPEC, "model": "so3net", "l_max": 3, "interactions": 1}
+FAMILIES["ani"] = {"model": "ani", "cutoff": 4.0, "angular_cutoff": 3.4, "layers": [12, 8], "species": [11, 17]}
+NAMES = {
+    "schnet": "schnetpack.representation.SchNet",
+    "painn": "schnetpack.representation.PaiNN",
+    "so3net": "schnetpack.representation.SO3net",
+    "ani": "torchani.aev.AEVComputer",
+}
+ANI = pytest.param("ani", marks=pytest.mark.requires("torchani"))
+EVERY = [*(name for name in FAMILIES if name != "ani"), ANI]
 
 
 def crystal(n=3, seed=0, size=(1, 1, 1), noise=0.15):
@@ -90,7 +99,7 @@ def walled(spec, seed=0):
 
 
 @pytest.mark.parametrize("wall", [False, True])
-@pytest.mark.parametrize("family", [*FAMILIES, "committee"])
+@pytest.mark.parametrize("family", [*EVERY, pytest.param("committee", marks=pytest.mark.requires("torchani"))])
 def test_forces_and_stress_are_derivatives_of_the_energy(family, wall):
     make = walled if wall else untrained
     if family == "committee":
@@ -130,7 +139,7 @@ def test_forces_and_stress_are_derivatives_of_the_energy(family, wall):
     np.testing.assert_allclose(stress[0] / scale, strained / scale, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_the_same_as_schnetpacks_strain_and_forces(family):
     spec = FAMILIES[family]
     potential = untrained(spec)
@@ -138,7 +147,7 @@ def test_the_same_as_schnetpacks_strain_and_forces(family):
     spk = load_schnetpack()
     p = spk.properties
     pairs = neighbour_list(frames, 4.0)
-    half = pairs.half if family == "schnet" else slice(None)
+    half = pairs.half if pairs_once(spec) else slice(None)
     inputs = {
         p.Z: torch.as_tensor(frames.numbers.ravel().astype(int)),
         p.R: torch.tensor(frames.positions.reshape(-1, 3)),
@@ -156,7 +165,7 @@ def test_the_same_as_schnetpacks_strain_and_forces(family):
     np.testing.assert_allclose(stress, theirs[p.stress].detach() * 0.7, atol=1e-10)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_turned_about_energy_is_the_same_and_forces_turn_with_it(family):
     from scipy.spatial.transform import Rotation
 
@@ -171,7 +180,7 @@ def test_turned_about_energy_is_the_same_and_forces_turn_with_it(family):
     np.testing.assert_allclose(again[2], turn.T @ stress @ turn, atol=2e-6 * np.abs(stress).max())
 
 
-@pytest.mark.parametrize("family", ["schnet", "painn", "so3net"])
+@pytest.mark.parametrize("family", ["schnet", "painn", "so3net", ANI])
 def test_in_chunks_one_by_one_and_as_a_larger_cell(family):
     potential = untrained(FAMILIES[family], precision="float32")
     frames = crystal(40, size=(2, 2, 2))  # several chunks
@@ -227,7 +236,7 @@ def test_unknown_species_and_broken_frames_are_refused():
         untrained().evaluate(frames.with_(positions=frames.positions * np.nan))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_file_carries_everything_and_is_read_without_pickle(tmp_path, family):
     spec = FAMILIES[family]
     learnt = np.arange(16, dtype=np.uint8)
@@ -241,21 +250,25 @@ def test_file_carries_everything_and_is_read_without_pickle(tmp_path, family):
     assert data["reference_energies"] == {11: -1.5, 17: -3.5}
     assert data["spec"] == spec
     assert data["training_set"] == "000102030405060708090a0b0c0d0e0f"
-    assert data["model"].lower().startswith(f"schnetpack.representation.{family.split()[0]}")
+    assert data["model"] == NAMES[spec["model"]]
+    assert data["weights"]["wall"] == WALL
     again = Potential.load(tmp_path / "model.pt")
     assert again.training_set == data["training_set"]
+    assert again.wall == WALL
     for a, b in zip(again.evaluate(crystal()), potential.evaluate(crystal()), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_file_of_the_first_format_still_loads(tmp_path):
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_file_of_an_earlier_format_still_loads_with_the_wall_that_it_had(tmp_path, number):
     potential = untrained(precision="float32")
     potential.export(tmp_path / "model.pt")
     data = torch.load(tmp_path / "model.pt", weights_only=True)
-    del data["training_set"]
-    torch.save({**data, "format": 1}, tmp_path / "first.pt")
+    del data["training_set"], data["weights"]["wall"]
+    torch.save({**data, "format": number}, tmp_path / "first.pt")
     again = Potential.load(tmp_path / "first.pt")
     assert again.training_set == ""
+    assert again.wall == 2000.0
     np.testing.assert_array_equal(again.evaluate(crystal())[0], potential.evaluate(crystal())[0])
 
 
@@ -291,6 +304,7 @@ def test_a_file_that_is_no_potential_is_refused(tmp_path):
         ("schnet", 5e-3, {"kind": "l4"}),
         ("painn", 3e-3, {}),
         pytest.param("so3net", 3e-3, {}, marks=pytest.mark.slow),
+        pytest.param("ani", 5e-3, {}, marks=pytest.mark.requires("torchani")),
     ],
 )
 def test_training_learns_energy_forces_and_stress(family, rate, loss):
@@ -306,7 +320,7 @@ def test_training_learns_energy_forces_and_stress(family, rate, loss):
     test = labelled(10, seed=9)
     energy, forces, stress = Potential(spec, weights).evaluate(test)
     assert np.std(forces - test.forces) < 0.15 * np.std(test.forces)
-    assert np.std(stress - test.stress) < 0.15 * np.std(test.stress)
+    assert np.std(stress - test.stress) < (0.3 if family == "ani" else 0.15) * np.std(test.stress)  # it learns slower
     assert np.sqrt(np.mean((energy - test.energy) ** 2)) < 0.35 * np.std(test.energy)
 
 
@@ -359,7 +373,7 @@ def test_wall_stands_inside_the_shortest_distances_of_training_and_only_there():
     for a, b in zip(walled.evaluate(frames), bare.evaluate(frames), strict=True):
         np.testing.assert_array_equal(a, b)
     core = shortest_distances([frames], np.array([11, 17]), 4.0)
-    np.testing.assert_array_equal(walled.weights["core"], 0.85 * core)
+    np.testing.assert_array_equal(walled.weights["core"], core)
     core = walled.weights["core"]
     assert core[0, 1] == core[1, 0] < min(core[0, 0], core[1, 1])
     pair = Frames.build([11, 17], [[[0.0, 0, 0], [0.8 * core[0, 1], 0, 0]]], np.eye(3) * 30)
@@ -396,7 +410,7 @@ def test_training_goes_down_the_slope_of_its_loss(kind):
     assert abs(slope) > 1e-6
 
 
-@pytest.mark.parametrize("family", ["painn", "so3net"])
+@pytest.mark.parametrize("family", ["painn", "so3net", ANI])
 def test_a_perfect_crystal_can_be_trained_on(family):
     """Directions along the axes, where powers of zero are differentiated twice."""
     perfect = Frames.from_ase([bulk("NaCl", "rocksalt", a=a, cubic=True) for a in (5.5, 5.64, 5.8)])
@@ -409,7 +423,7 @@ def test_a_perfect_crystal_can_be_trained_on(family):
     assert all(np.isfinite(v).all() for v in Potential(FAMILIES[family], weights).evaluate(frames))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_an_isolated_atom_has_its_reference_energy_and_no_force(family):
     potential = untrained(FAMILIES[family])
     lone = Frames.build([11], [[[0.0, 0, 0]]], np.eye(3) * 30)

@@ -45,6 +45,11 @@ def draw(task_id, *words):
 def result_of(task):
     """Return what the work of a task could have found: it depends on the task alone."""
     p = task.params
+    if task.stage == "sample" and p["method"] == "novel":
+        return novel(task)
+    if task.stage == "sample" and "trained" in p:  # dynamics with a model: it fails more often than not
+        cause = "It exploded." if draw(task.id, "explodes") < 0.6 else ""
+        return {"frames": p["frames"] // 2 if cause else p["frames"], **({"ended": {"0": cause}} if cause else {})}
     if task.stage == "sample":
         return {"frames": p.get("frames", 0)}
     if task.stage == "select" and p["method"] == "draw":
@@ -73,6 +78,21 @@ def distilled(task):
         figures = {"iteration": p["iteration"], "mae": draw(task.id, "mae")}
         return {"chosen": chosen, "refused": [], "finished": p["last"], "figures": figures, "note": "all spent"}
     return {}
+
+
+def novel(task):
+    """Return what the choice after a round of dynamics could have found."""
+    p = task.params
+    causes = [cause for _, _, _, cause in p["walkers"]]
+    failed = sum(map(bool, causes))
+    n = 0 if p["last"] or not failed else int(draw(task.id, "added") * (p["size"] + 1))
+    figures = {"round": p["round"], "failed": failed, "walkers": len(causes), "survived": [1.0] * len(causes)}
+    figures |= {"causes": causes, "added": n, "novelty": [0.2, 0.1]}
+    ends = [f"{segments[-1]}:0" if segments else "" for _, segments, _, _ in p["walkers"]]
+    source = [
+        {"task": segments[-1], "walker": 0, "step": k} for k in range(n) for _, segments, _, _ in p["walkers"][:1]
+    ]
+    return {"frames": n, "chosen": n, "ends": ends, "refused": [], "source": source, "figures": figures}
 
 
 class MadeUp:

@@ -15,6 +15,7 @@ import pytest
 from ase.io import read
 
 from campaign.engines.fake import ToyCrystal, sample
+from campaign.engines.schnetpack import network
 from campaign.frames import Frames
 from campaign.report.html import render
 from campaign.results import export
@@ -378,6 +379,24 @@ def test_a_run_that_is_killed_goes_on_to_bitwise_the_same_frames_and_verdict(toy
         assert do_task(verdict, Context(folder))["state"] == "done"
     assert read_result(quiet, verdict.id) == read_result(killed, verdict.id)
     assert read_result(quiet, verdict.id)["reached"] == pytest.approx(2.4)
+
+
+@pytest.mark.lammps
+def test_a_model_that_cannot_run_at_all_is_a_failed_task_and_no_verdict(toy, tmp_path):
+    """It knows other elements: that says nothing of how stable its dynamics is."""
+    store, frames, _, _ = toy
+    spec = {"model": "schnet", "features": 4, "interactions": 1, "cutoff": 4.0}
+    weights = {f"weights.{k}": v.numpy() for k, v in network(spec, 0).state_dict().items()}
+    weights |= {"weights.reference.numbers": np.array([11, 17]), "weights.reference.energies": np.zeros(2)}
+    other = Task("train", "other", {})
+    record = new_record(other, 0)
+    record["result"] = {"model": spec}
+    store.publish(record, weights | {"weights.scale": np.ones(1)})
+    params = {**DYNAMICS, "method": "stability", "models": [other.id], "start": frames.ids[:2]}
+    segment = Task("validate", "stability/segment 0", {**params, "segment": 0, "frames": 5, "first": 0})
+    record = do_task(segment, Context(tmp_path))
+    assert record["state"] == "failed"
+    assert "knows Na, Cl, and the frames also hold Ar" in record["cause"]
 
 
 @pytest.mark.lammps

@@ -135,12 +135,11 @@ def test_a_process_whose_copy_aside_was_removed_publishes_nothing(tmp_path: Path
         store = first.store
     write = groups._arrays.write_file
 
-    def late(path: Path, content: Any, size: int, durable: bool) -> None:
+    def late(path: Path, content: Any, size: int) -> None:
         if path.parent.name == "forces":
             RunDirectory(tmp_path).__exit__()
-        write(path, content, size, durable)
+        write(path, content, size)
 
-    monkeypatch.setattr(groups, "WRITERS", 1)
     monkeypatch.setattr(groups._arrays, "write_file", late)
     with pytest.raises(groups.StoreError):
         make.publish(store, 1, checkpoint=False)

@@ -20,6 +20,7 @@ BOX = """
  *******************************************************************************
 """
 TEXT = (Path(__file__).parent / "argon.out").read_text()
+FULL = " *** WARNING in qs_mo_occupation.F:1 :: Fermi-Dirac smearing includes the last MO ***\n\n"
 HALF = TEXT[: TEXT.index(" ENERGY|")]
 
 
@@ -43,6 +44,7 @@ def main() -> None:
         "unconverged": unconverged,
         "truncated": HALF,
         "nan": TEXT.replace("0.00045203691777", "             NaN"),
+        "no room": TEXT.replace("  *** SCF run converged", f"{FULL}  *** SCF run converged"),
         "coarse": TEXT.replace("0.00045203691777", "0.10045203691777"),
         "lost atom": TEXT.replace(
             "      4    1 Ar   18      2.680050      2.816969     -0.164811   8.0000  39.9480\n", ""

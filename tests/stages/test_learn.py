@@ -1,0 +1,218 @@
+"""Active learning: rounds of dynamics, what is added after each, and the set that grows."""
+
+import hashlib
+from contextlib import suppress
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from campaign.errors import EngineError
+from campaign.flow import TooManyFailures
+from campaign.frames import Frames
+from campaign.science.refusals import Limits
+from campaign.stages import learning
+from campaign.stages.learn import Learn
+from campaign.stages.sample_md import BEFORE
+from campaign.store.store import Store
+from campaign.tasks import Context, Task, new_record
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+LEARN = {"rounds": 3, "size": 2, "md": {"temperature": 100, "time": 1, "every": 50, "walkers": 2, "segment": 6}}
+LIMITS = {"min_distance": 0.5, "max_force": 30.0, "energy": None, "volume": None}
+
+
+def stage_of(flow):
+    return next(s for s in flow.stages if isinstance(s, Learn))
+
+
+def failing(salt):
+    """Return a rule by which tasks fail for good, at first, or by the machine's fault."""
+
+    def rule(task, tries):
+        u = int(hashlib.blake2b(f"{salt}/{task.id}".encode(), digest_size=6).hexdigest(), 16) / 2**48
+        return "failed" if u < 0.08 else "lost" if u > 0.93 and tries == 0 else "done"
+
+    return rule
+
+
+@pytest.mark.parametrize("salt", range(8))
+def test_rounds_follow_each_other_in_any_order_of_the_workers(drive, campaign, made_up, salt):
+    spec = campaign(learn=LEARN, seed=salt)
+    found = []
+    for order in range(4):
+        flow, runner, _ = drive(made_up(order), spec=spec)
+        stage, board = stage_of(flow), flow.board
+        assert flow.complete()
+        assert stage.finished(board)
+        assert not board.learning
+        assert flow.counts["learn"].done == stage.total(board)
+        found.append((stage.rounds, stage.note, {n: s.chosen for n, s in board.sets.items()}, dict(board.models)))
+        if "survived" in stage.note:
+            assert stage.rounds[-1]["failed"] == 0
+        else:
+            assert len(stage.rounds) == 3 or stage.rounds[-1]["added"] == 0
+        grown = [board.sets[r["set"]].chosen for r in stage.rounds]
+        for before, after, r in zip(grown, grown[1:], stage.rounds, strict=False):
+            assert after[: len(before)] == before
+            assert len(after) == len(before) + r["added"]
+        assert board.training() is board.sets[stage.rounds[-1]["set"]]
+        assert all(board.labels[f] for f in board.training().chosen)
+        names = [t for t, _ in next(s for s in flow.stages if s.name == "validate").results()]
+        assert names  # the tests came last, of the final models
+        assert runner.order.index(board.models[board.training().name][0]) < len(runner.order)
+    assert all(f == found[0] for f in found)
+
+
+@pytest.mark.parametrize("salt", range(4))
+def test_a_driver_that_is_killed_goes_on_in_the_middle_of_a_round(drive, campaign, made_up, memory, salt):
+    spec, rule = campaign(learn=LEARN, seed=salt), failing(salt)
+    whole, first, _ = drive(made_up(1, rule), spec=spec)
+    for stop in range(20, len(first.order), 9):
+        store, done = memory(), []
+        killed = made_up(2, rule, stop)
+        with suppress(KeyboardInterrupt, TooManyFailures):
+            drive(killed, store, spec)
+        rest = made_up(3, rule)
+        flow, _, _ = drive(rest, store, spec)
+        done = [*killed.order, *rest.order]
+        assert sorted(done) == sorted(first.order)
+        assert len(set(done)) == len(done)
+        assert stage_of(flow).rounds == stage_of(whole).rounds
+
+
+def test_walkers_of_a_round_are_driven_by_the_members_in_turn_and_go_on_where_they_ended(drive, campaign, made_up):
+    class Kept(made_up):
+        tasks: ClassVar[list] = []
+
+        def submit(self, task, context):
+            self.tasks.append(task)
+            super().submit(task, context)
+
+    flow, _, _ = drive(Kept(), spec=campaign(learn=LEARN))
+    board, rounds = flow.board, stage_of(flow).rounds
+    moved = [t for t in Kept.tasks if "trained" in t.params]
+    first = [t for t in moved if t.name.startswith("learn 1/") and t.params["segment"] == 0]
+    assert [t.params["trained"] for t in first] == board.models[rounds[0]["set"]]
+    assert [t.params["start"] for t in first] == board.sets[rounds[0]["set"]].chosen[:2]
+    assert first[0].params["walker"] != first[1].params["walker"]
+    second = [t for t in moved if t.name.startswith("learn 2/") and t.params["segment"] == 0]
+    assert [t.params["start"] for t in second] == rounds[0]["ends"]
+    assert [t.params["trained"] for t in second] == board.models[rounds[1]["set"]]
+    assert all(t.stage == "sample" for t in moved)  # so its frames are found like all others
+    assert flow.frames == 50  # and are not counted as the pool's
+
+
+@pytest.fixture
+def argon():
+    """Return a function that makes frames of an argon crystal, moved by some Å, seeded."""
+
+    def argon(n, amplitude, seed, **arrays):
+        from ase.build import bulk
+
+        atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
+        moved = np.random.default_rng(seed).normal(scale=amplitude, size=(n, 4, 3))
+        zeros = {"energy": np.zeros(n), "forces": np.zeros((n, 4, 3)), "stress": np.zeros((n, 3, 3))}
+        return Frames.build(atoms.numbers, atoms.positions + moved, atoms.cell[:], **zeros | arrays)
+
+    return argon
+
+
+@pytest.fixture
+def round_of(tmp_path, argon):
+    """Return a function that publishes a pool and a round of two walkers, of which one failed, and chooses."""
+    store = Store(tmp_path / "run.zarr")
+    store.path.mkdir(exist_ok=True)
+
+    def publish(name, frames, **more):
+        task = Task("sample", name, {"method": "fake", "name": name})
+        frames = frames.with_(task=np.full(len(frames), task.number, dtype="uint64"))
+        record = new_record(task, 0)
+        record["result"] = {"frames": len(frames)}
+        store.publish(record, {**dict(frames.arrays()), **more})
+        return task.id
+
+    def round_of(**changes):
+        pool = publish("pool", argon(12, 0.05, 0))
+        calm = publish("calm", argon(10, 0.05, 1, step=np.arange(10)))
+        wild = argon(8, 0.05, 2, walker=1, step=np.arange(8))
+        last = argon(3, 0.5, 3)
+        positions = last.positions.copy()
+        positions[2, 1] = positions[2, 0] + 0.1  # the step that failed: two atoms on each other
+        before = {"positions": positions, "cell": last.cell, "energy": np.zeros(3), "forces": last.forces}
+        before |= {"stress": last.stress, "step": np.array([8, 9, 10])}
+        failed = publish("wild", wild, **{f"{BEFORE}1.{name}": value for name, value in before.items()})
+        walkers = [[f"{pool}:0", [calm], 10, ""], [f"{pool}:1", [failed], 8, "First sign of failure."]]
+        params = {
+            "method": "novel",
+            "round": 1,
+            "size": 2,
+            "novelty": "rnd",
+            "limits": LIMITS,
+            "models": [],
+            "walkers": walkers,
+            "time": 0.1,
+            "last": False,
+            "seed": 5,
+            "trained_on": [f"{pool}:{k}" for k in range(12)],
+            "species": ["Ar"],
+            "structure": None,
+            "representation": {"model": "schnet", "features": 16, "interactions": 2, "cutoff": 5.0},
+        }
+        task = Task("sample", "learn 1/choose", params | changes)
+        return task, learning.choose(task, Context(tmp_path), store), (calm, failed)
+
+    return round_of
+
+
+def test_the_steps_before_a_failure_are_the_novel_ones_and_the_failed_one_is_refused(round_of):
+    task, outcome, (calm, failed) = round_of()
+    found = outcome.summary
+    assert [s["step"] for s in found["source"]] in ([8, 9], [9, 8])
+    assert {s["task"] for s in found["source"]} == {failed}
+    (refused,) = found["refused"]
+    assert refused["frame"] == "walker 1, step 10"
+    assert "covalent radii" in refused["reason"]
+    assert found["ends"] == [f"{calm}:9", f"{failed}:{7 - learning.BACK}"]
+    assert found["figures"]["survived"] == [1.0, 0.8]
+    assert found["figures"]["added"] == 2
+    assert outcome.arrays["task"].tolist() == [task.number] * 2
+    assert outcome.arrays["index"].tolist() == [0, 1]
+    assert outcome.arrays["step"].tolist() == [s["step"] for s in found["source"]]
+    assert np.isnan(outcome.arrays["energy"]).all()  # what the model said is no label
+
+
+def test_nothing_is_added_where_every_walker_survived_or_the_rounds_are_spent(round_of):
+    _, last, _ = round_of(last=True)
+    assert last.summary["frames"] == 0
+    assert last.summary["figures"]["failed"] == 1
+    task, _, (calm, _) = round_of()
+    walkers = [[task.params["trained_on"][0], [calm], 10, ""]]
+    _, calm_round, _ = round_of(walkers=walkers)
+    assert calm_round.summary["frames"] == 0
+    assert calm_round.summary["figures"]["failed"] == 0
+    assert calm_round.summary["figures"]["novelty"][0] > 0
+
+
+class Member:
+    """A model that adds its own noise to the energy of one atom of every frame that is far from the crystal."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def atomic_energies(self, frames):
+        rng = np.random.default_rng(self.seed)
+        energies = np.zeros(frames.numbers.shape)
+        energies[:, 1] = rng.normal(size=len(frames)) * np.abs(frames.positions - frames.positions[0]).max(axis=(1, 2))
+        return energies
+
+
+def test_uncertain_frames_are_those_where_the_members_disagree(argon):
+    frames = Frames.concat([argon(6, 0.01, 0), argon(3, 0.6, 1)])
+    candidates = learning._Candidates([frames], Limits(0.1))
+    novelty, chosen = learning._uncertain([Member(k) for k in range(4)], candidates, 2)
+    assert novelty.shape == (9,)
+    assert set(chosen) <= {6, 7, 8}
+    with pytest.raises(EngineError, match="one member is no ensemble"):
+        learning._uncertain([Member(0)], candidates, 2)
