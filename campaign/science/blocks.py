@@ -20,6 +20,11 @@ def settled(frames: int) -> int:
     return frames // SETTLING
 
 
+def whole(time: float) -> float:
+    """Return how long a run is whose part that counts takes ``time``."""
+    return time * SETTLING / (SETTLING - 1)
+
+
 def mean_and_error(values: Array) -> tuple[float, float]:
     """Return the mean of a series and its standard error.
 

@@ -15,7 +15,7 @@ import numpy as np
 from campaign.config.quantities import PERCENT, parse, unit_of
 from campaign.frames import Array
 from campaign.science import transport
-from campaign.science.blocks import Agreement, compare, mean_and_error, settled
+from campaign.science.blocks import Agreement, compare, mean_and_error, settled, whole
 from campaign.stages.reference import reference_forces
 from campaign.stages.verdicts import Pair, compared, failed, read_result, row
 from campaign.tasks import Context, Json, Outcome, Task
@@ -199,10 +199,9 @@ def _window(p: dict[str, Json]) -> tuple[float, float] | None:
 
 def _too_short(method: str, p: dict[str, Json], time: float, error: transport.TooShort) -> Outcome:
     """Say how long a run must be for the lags and blocks that are asked for, the way to equilibrium included."""
-    needed = error.needed * time / (time - time / 5)
     cause = (
         f"The run of {time:g} ps is too short: {p['blocks']} blocks with the lags of the fit need about "
-        f"{needed:.3g} ps. Write a longer 'time', fewer 'blocks' or a shorter 'fit'."
+        f"{whole(error.needed):.3g} ps. Write a longer 'time', fewer 'blocks' or a shorter 'fit'."
     )
     return failed(method, p["threshold"], cause)
 

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from campaign.science.blocks import settled, whole
+from campaign.science.transport import TooShort
+from campaign.science.transport import plan as lay_out
 from campaign.tasks import Json, Task
 
 #: What a run is; ``segment`` only says how it is cut.
@@ -81,6 +84,28 @@ def _described(test: Any) -> Iterator[dict[str, Json]]:
             yield mine | {k: getattr(test, k) for k in keys if k not in mine}
     elif getattr(test, "temperature", None) is not None:
         yield {k: getattr(test, k) for k in keys}
+
+
+def too_short(tests: Sequence[Any], seed: int) -> Iterator[tuple[int, float, float]]:
+    """Yield each test whose lags and blocks have no room in its run: its number, the time of the run and what it needs, ps.
+
+    Parameters
+    ----------
+    tests, seed
+        As of ``runs_of``.
+    """
+    runs, needs = runs_of(tests, seed)
+    for number, test in enumerate(tests):
+        if test.method not in ("diffusion", "conductivity"):
+            continue
+        spec, frames = runs[needs[number][0]].spec, sum(runs[needs[number][0]].lengths)
+        dt = spec["timestep"] * spec["every"]
+        try:
+            lay_out(frames - settled(frames), dt, test.blocks, test.fit)
+            if test.method == "conductivity":
+                lay_out(frames - settled(frames), dt, test.blocks, (dt, test.plateau[1]))
+        except TooShort as error:
+            yield number, spec["time"], whole(error.needed)
 
 
 @dataclass

@@ -156,3 +156,24 @@ def test_a_package_that_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_quantities(text: str, kind: str, value: tuple[float, bool]) -> None:
     found = parse(text, kind)
     assert found == (pytest.approx(value[0]), value[1])
+
+
+def test_a_run_that_is_too_short_is_said_before_anything_starts(folder: Path) -> None:
+    from campaign.inputs import check_models
+
+    def said(old: str, new: str) -> list[str]:
+        assert problems(folder, old, new) == []
+        return check_models(load_campaign(folder / "c.yaml"))
+
+    assert said("threshold: 5 %", "fit: [0.5, 5]") == []
+    short = said(
+        "temperature: 1400, time: 100}\n  - {method: density", "temperature: 1400, time: 10}\n  - {method: density"
+    )
+    assert len(short) == 2  # diffusion and conductivity of the same run
+    assert "c.yaml:13: validate[2]: the run that this works on has no room" in short[0]
+    assert "got a run of 10 ps; give that run a time of 12.5 or more" in short[0]
+    (of_its_own,) = said("threshold: 5 %", "temperature: 1400, time: 12")
+    assert "got a run of 12 ps" in of_its_own
+    assert said("threshold: 5 %", "temperature: 1400, time: 13") == []
+    (plateau,) = said("Cl: -1}", "Cl: -1}, plateau: [1, 12]")
+    assert "validate[3]" in plateau
