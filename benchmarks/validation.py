@@ -65,7 +65,7 @@ def campaign_file(folder: Path, quick: bool) -> Path:
     for path in (TEMPLATES / "potentials").glob("nacl*"):
         (folder / "potentials" / path.name).write_bytes(path.read_bytes())
     file = folder / "validation.yaml"
-    file.write_text(yaml.safe_dump(spec, sort_keys=False))
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(spec)), sort_keys=False))  # nothing twice: no anchors
     (folder / "site.yaml").write_text(SITE.format(workers=2, cores=1))
     return file
 

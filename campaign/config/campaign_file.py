@@ -27,7 +27,7 @@ from campaign.config.fields import (
     Window,
     tag_by,
 )
-from campaign.config.labels import Label, Potential
+from campaign.config.labels import Label, LammpsLabel, Potential
 from campaign.config.learning import ActiveLearning, Guards
 from campaign.config.selections import Distill, Select
 from campaign.config.structures import PROTOTYPES as PROTOTYPES
@@ -440,6 +440,12 @@ class Campaign(Model):
         return data
 
     @property
+    def reference(self) -> Potential | None:
+        """The classical potential that the frames to train on belong to: what labels them, where it is LAMMPS."""
+        own = self.label.potential if isinstance(self.label, LammpsLabel) else None
+        return own or self.system.potential
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that this campaign has, in order."""
         parts = {
@@ -451,11 +457,3 @@ class Campaign(Model):
             "validate": self.validation,
         }
         return ("sample", *(name for name, part in parts.items() if part))
-
-    @property
-    def reference(self) -> str | None:
-        """The LAMMPS potential that tests compare with: that of the labels where they have one, the system's if not."""
-        for potential in (getattr(self.label, "potential", None), self.system.potential):
-            if potential is not None:
-                return str(potential.lammps)
-        return None

@@ -42,7 +42,7 @@ def check_validations(view: View, folder: Path) -> tuple[dict[str, Path], list[P
         elif method == "overlap":
             problems += _overlap(view, i)
         elif method == "relax":
-            problems += _relax(view, i, folder, set(elements), files)
+            problems += _relax(view, i, folder, elements, files)
     return files, problems
 
 
@@ -170,8 +170,13 @@ def _overlap(view: View, i: int) -> Iterator[Problem]:
         yield view.problem(("validate", i, "gamma"), what, gamma, "remove it, or write 'distance: rematch'")
 
 
-def _relax(view: View, i: int, folder: Path, known: set[str], files: dict[str, Path]) -> Iterator[Problem]:
+def _relax(view: View, i: int, folder: Path, known: dict[str, int], files: dict[str, Path]) -> Iterator[Problem]:
     """Check that each structure can be made, and has only elements that the model was trained on."""
+    usual = len(known) == 1 or (len(known) == 2 and len(set(known.values())) == 1)
+    if known and not usual and not view.items("validate", i, "structures"):
+        what = f"no crystals are usual for the elements {', '.join(sorted(known))} of the system"
+        remedy = "add 'structures: [{file: crystal.cif}, ...]'"
+        yield view.problem(("validate", i, "method"), what, "no structures", remedy)
     for k in range(len(view.items("validate", i, "structures"))):
         place: tuple[Part, ...] = ("validate", i, "structures", k)
         yield from check_prototype(view, place)
@@ -189,7 +194,7 @@ def _relax(view: View, i: int, folder: Path, known: set[str], files: dict[str, P
                 continue
             files[written] = path
             elements = set(atoms.get_chemical_symbols())
-        absent = sorted(elements - known) if known else []
+        absent = sorted(elements - set(known)) if known else []
         if absent:
             what = f"the model is trained on {', '.join(sorted(known))} and knows no {', '.join(absent)}"
             yield view.problem(key, what, view.get(*key), "name a structure of the system's elements")

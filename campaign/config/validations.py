@@ -213,8 +213,9 @@ class Relax(Model):
         ],
         ...,
     ] = Field(
-        min_length=1,
-        description="crystals, each with what it starts from",
+        (),
+        description="crystals, each with what it starts from; default fcc, bcc and hcp of the system's element, or "
+        "rocksalt, cesiumchloride and zincblende of its two",
         examples=[[{"prototype": "fcc", "elements": ["Al"], "a": 4.05}]],
     )
     force: Positive = Field(0.005, description="largest force, and stress times volume, left in the end, eV/Å")

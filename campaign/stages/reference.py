@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from campaign.engines.lammps_model import Forces
 from campaign.tasks import Context, Json, Task
+
+if TYPE_CHECKING:
+    from campaign.config import Potential
 
 
 def reference_forces(task: Task, context: Context) -> Forces:
@@ -26,6 +31,16 @@ def reference_forces(task: Task, context: Context) -> Forces:
     return ToyCrystal()
 
 
-def reference_of(path: str | None, digests: dict[str, str]) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Return what enters a task's parameters for the reference at ``path``, and what its worker finds it by."""
-    return ({}, {}) if path is None else ({"potential": digests[path]}, {"potential": path})
+def reference_of(potential: Potential | None, digests: dict[str, str]) -> tuple[dict[str, Json], dict[str, Json]]:
+    """Return what enters a task's parameters for the reference, and what its worker finds it by.
+
+    Parameters
+    ----------
+    potential
+        ``Campaign.reference``.
+    digests
+        Path of each data file to the hash of its content.
+    """
+    if potential is None:
+        return {}, {}
+    return {"potential": digests[potential.lammps]}, {"potential": potential.lammps}

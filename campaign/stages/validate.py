@@ -121,7 +121,8 @@ class Validate:
             self._skipped.add(what)
             return
         spec = self._tests[number].model_dump(mode="json")
-        for structure in spec["structures"]:
+        spec["system"] = self._campaign.system.structure.model_dump(mode="json") if not spec["structures"] else {}
+        for structure in (*spec["structures"], spec["system"]):
             structure["digest"] = self._digests.get(structure.get("file", ""), "")
         params, extra = reference_of(self._campaign.reference, self._digests)
         task = Task("validate", "relax", {**spec, **params, "models": models}, (), VERSION, priority=3, extra=extra)

@@ -17,6 +17,8 @@ from campaign.stages.verdicts import publish
 from campaign.tasks import Context, Json, Outcome, Task
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from campaign.store.store import Store
 
 #: Energies closer than this are in no order, eV/atom.
@@ -28,7 +30,7 @@ def work_relax(task: Task, context: Context, store: Store) -> Outcome:
     p = task.params
     model, reference = Mean(load_models(store, p["models"])), reference_forces(task, context)
     rows = []
-    for k, spec in enumerate(p["structures"]):
+    for k, spec in enumerate(p["structures"] or usual_crystals(build_structure(p["system"], context.run))):
         atoms = build_structure(spec, context.run)
         entry: dict[str, Json] = {"name": _name(spec, k, atoms.get_chemical_formula()), "atoms": len(atoms)}
         _, entry["reference"] = relax(atoms, reference, p["force"], p["steps"])
@@ -42,6 +44,22 @@ def work_relax(task: Task, context: Context, store: Store) -> Outcome:
                 entry[side]["lengths"] = [x / n for x, n in zip(entry[side]["lengths"], cells, strict=True)]
         rows.append(entry)
     return publish(judge(rows, p["threshold"]))
+
+
+def usual_crystals(atoms: Atoms) -> list[dict[str, Json]]:
+    """Return the crystals that are relaxed where none are named, at the volume per atom of the system's structure.
+
+    Of one element fcc, bcc and hcp; of two rocksalt, caesium chloride and zincblende.
+    """
+    volume = float(atoms.get_volume()) / len(atoms)
+    elements = list(dict.fromkeys(atoms.get_chemical_symbols()))
+    cells: dict[str, float] = {"fcc": 4, "bcc": 2, "hcp": 2**0.5}  # a^3 over the volume of an atom
+    if len(elements) > 1:
+        cells = {"rocksalt": 8, "cesiumchloride": 2, "zincblende": 8}
+    return [
+        {"prototype": name, "elements": elements, "a": (n * volume) ** (1 / 3), "c": None, "supercell": [1, 1, 1]}
+        for name, n in cells.items()
+    ]
 
 
 def _name(spec: dict[str, Json], number: int, formula: str) -> str:

@@ -87,7 +87,7 @@ def _described(test: Any) -> Iterator[dict[str, Json]]:
 
 
 def too_short(tests: Sequence[Any], seed: int) -> Iterator[tuple[int, float, float]]:
-    """Yield each test whose lags and blocks have no room in its run: its number, the time of the run and what it needs, ps.
+    """Yield each test whose lags and blocks have no room in its run: number, time of the run, and what it needs, ps.
 
     Parameters
     ----------

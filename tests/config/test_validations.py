@@ -128,6 +128,23 @@ def test_one_wrong_thing(folder: Path, case: tuple[str, str, int, str, str]) -> 
     assert found[0].startswith(f"c.yaml:{FIRST - 1 + line}: ")
 
 
+def test_crystals_where_none_are_named(folder: Path) -> None:
+    named = ", structures: [{prototype: rocksalt, elements: [Na, Cl], a: 5.6}, {file: csb.cif}]"
+    assert problems(folder, named, "") == []
+    (folder / "c.yaml").write_text(
+        GOOD.replace(named, "")
+        .replace("supercell: [2, 2, 2]}", "supercell: [2, 2, 2]}", 1)
+        .replace(
+            "{prototype: rocksalt, elements: [Na, Cl], a: 5.64, supercell: [2, 2, 2]}",
+            "{packing: {Na: 32, Cl: 16}, density: 1.0}",
+        )
+        .replace("Cl: -1}", "Cl: -2}")
+    )
+    with pytest.raises(InputError, match="no crystals are usual for the elements Cl, Na") as caught:
+        load_campaign(folder / "c.yaml")
+    assert len(caught.value.problems) == 1
+
+
 def test_a_reference_that_is_missing(folder: Path) -> None:
     found = problems(folder, "  potential: {lammps: nacl.lmp}\n", "")
     assert sum("needs a potential" in p for p in found) == 2 + 7  # sampling, labels, and every test

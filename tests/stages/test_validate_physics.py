@@ -1,14 +1,17 @@
 """The tests of the physics, on trajectories whose answer is known: verdict, figures of the report, and what is said."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.build import bulk
 
 from campaign.engines.fake import ToyCrystal
+from campaign.engines.structures import build_structure
 from campaign.frames import Frames
 from campaign.report.html import render
+from campaign.stages.validate_relax import usual_crystals
 from campaign.stages.verdicts import read_result
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
@@ -242,6 +245,17 @@ def test_a_run_that_failed_fails_what_works_on_it_and_says_where(store, do):
         assert not found["pass"]
         assert found["cause"] == "The run with the model, NVT at 300 K, reached 2.5 of 20 ps: closest pair."
     assert not do(RERUN, (bad,))["pass"]
+
+
+def test_usual_crystals_have_the_volume_of_the_system():
+    metal = usual_crystals(bulk("Al", a=4.05, cubic=True) * 2)
+    salt = usual_crystals(bulk("NaCl", "rocksalt", a=5.64, cubic=True))
+    assert [c["prototype"] for c in metal] == ["fcc", "bcc", "hcp"]
+    assert [c["prototype"] for c in salt] == ["rocksalt", "cesiumchloride", "zincblende"]
+    for crystals, volume in ((metal, 4.05**3 / 4), (salt, 5.64**3 / 8)):
+        for spec in crystals:
+            atoms = build_structure(spec, Path())
+            assert atoms.get_volume() / len(atoms) == pytest.approx(volume)
 
 
 def test_relaxed_crystals_of_a_toy(store, tmp_path, do):
