@@ -22,6 +22,8 @@ FIRST = 0.5
 REACH = 10
 #: A block is so many times the longest lag.
 BLOCK = 2
+#: Atoms transformed at a time: memory stays near that of the trajectory.
+CHUNK = 32
 
 
 class TooShort(ValueError):
@@ -128,12 +130,16 @@ def msd(positions: Array) -> Array:
     positions : (n, a, 3)
         Å, unwrapped.
     """
-    n = len(positions)
-    x = positions - positions.mean(axis=0)  # smaller numbers lose less
-    squares = (x**2).sum(axis=2)
-    both = np.cumsum(squares, axis=0) + np.cumsum(squares[::-1], axis=0)  # at row k-1: over the first and last k
-    origins = np.arange(n, 0, -1)[:, None]
-    return np.asarray(((both[::-1] / origins) - 2.0 * _correlate(x)).mean(axis=1))
+    n, atoms = positions.shape[:2]
+    total = np.zeros(n)
+    for start in range(0, atoms, CHUNK):
+        x = positions[:, start : start + CHUNK]
+        x = x - x.mean(axis=0)  # smaller numbers lose less
+        squares = (x**2).sum(axis=2)
+        both = np.cumsum(squares, axis=0) + np.cumsum(squares[::-1], axis=0)  # at row k-1: over the first and last k
+        origins = np.arange(n, 0, -1)[:, None]
+        total += ((both[::-1] / origins) - 2.0 * _correlate(x)).sum(axis=1)
+    return np.asarray(total / atoms)
 
 
 def _correlate(x: Array) -> Array:

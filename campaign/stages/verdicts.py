@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: A value and its standard error.
 Pair = tuple[float, float]
+#: An error falls as one over the root of the time, and is itself not known well: half as much again is advised.
+MARGIN = 1.5
 #: A compared value (``row``).
 Row = dict[str, Json]
 
@@ -107,7 +109,7 @@ def compared(method: str, entries: list[Row], threshold: Json, time: float, more
         if entry["short"]:
             unit, error = entry["difference_in"], entry["error"]
             known = math.isfinite(error)
-            longer = time * max(1.0, (error / entry["most"]) ** 2) if known else math.nan
+            longer = MARGIN * time * max(1.0, (error / entry["most"]) ** 2) if known else math.nan
             said = f"a standard error of {error:.2g} {unit}" if known else "no known error"
             help_ = f"; runs of about {longer:.2g} ps would tell" if known else ""
             causes.append(

@@ -16,7 +16,7 @@ def walk(frames, atoms, diffusion, dt, seed):
 
 
 def test_msd_is_its_definition():
-    x = walk(120, 7, 1.0, 0.1, 0) + 1e3
+    x = walk(120, 70, 1.0, 0.1, 0) + 1e3  # more atoms than are transformed at a time
     written_out = [((x[k:] - x[: len(x) - k]) ** 2).sum(axis=2).mean() for k in range(len(x))]
     np.testing.assert_allclose(transport.msd(x), written_out, rtol=1e-9, atol=1e-9)
 

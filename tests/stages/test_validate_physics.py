@@ -123,7 +123,8 @@ def test_an_error_larger_than_what_is_asked_is_said_and_fails(store, do):
     error = found["rows"][0]["error"]
     assert 2 < error < 30
     assert (
-        f"a standard error of {error:.2g} %, and 1 % is asked; runs of about {20 * error**2:.2g} ps" in found["cause"]
+        f"a standard error of {error:.2g} %, and 1 % is asked; runs of about {1.5 * 20 * error**2:.2g} ps"
+        in found["cause"]
     )
     in_other_unit = do(DIFFUSION, runs, threshold="30 %", error="1e-10 m^2/s")
     assert in_other_unit["rows"][0]["most"] == pytest.approx(1.0 / in_other_unit["rows"][0]["reference"])
