@@ -19,6 +19,7 @@ from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
 from campaign.stages.select import species_of
+from campaign.stages.train import Train
 from campaign.stages.validate import Validate
 from campaign.stages.validate_runs import runs_of
 from campaign.tasks import Context, Json, Record, Task
@@ -133,11 +134,11 @@ def _warnings(spec: Campaign, site: Site) -> list[str]:
     if spec.train is None:
         return []
     name = site.executor_for("train")
-    if not site.executors[name].gpus:
+    if not site.executors[name].gpus or getattr(spec.train, "device", "cpu") != "cpu":
         return []
     return [
-        f"site {site.name}: this version trains on CPU cores; the GPUs of executor {name} would stand idle. "
-        "Name an executor without GPUs for 'train' under stages of the site file."
+        f"site {site.name}: train.device is cpu, and the GPUs of executor {name} would stand idle. "
+        "Write 'device: cuda', or name an executor without GPUs for 'train' under stages of the site file."
     ]
 
 
@@ -246,6 +247,8 @@ def _stage(name: str, spec: Campaign, site: Site, atoms: int, sources: Sequence[
 def _ranks(stage: str, spec: Campaign) -> int:
     if stage == "sample":
         return max((getattr(m, "processes", 1) for m in spec.sample), default=1)
+    if stage == "train":
+        return getattr(spec.train, "processes", 1)
     return getattr(spec.label, "ranks", 1) if stage == "label" else 1
 
 
@@ -352,8 +355,9 @@ def _train_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[
     sets = 1 + (_sizes(spec)[1] > 0)
     epochs = getattr(spec.train, "epochs", 0)
     tasks = sets * spec.train.members
+    together = sets if Train(spec).together else 0
     what = f"{spec.train.model}: {spec.train.members} models for each of {sets} training sets, {epochs} epochs"
-    return tasks, what, tasks * epochs * _sizes(spec)[0] * atoms * TRAIN
+    return tasks + together, what, tasks * epochs * _sizes(spec)[0] * atoms * TRAIN
 
 
 def _learn_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:

@@ -156,9 +156,7 @@ def test_gpus_that_would_stand_idle_are_a_warning(toy: Path) -> None:
     (toy / "site.yaml").write_text(site + "stages: {default: cpu, train: gpu}\n")
     done = campaign("check", "toy.yaml", "--site", "site.yaml", cwd=toy)
     assert done.returncode == 0
-    assert done.stderr.startswith(
-        "site s: this version trains on CPU cores; the GPUs of executor gpu would stand idle."
-    )
+    assert done.stderr.startswith("site s: train.device is cpu, and the GPUs of executor gpu would stand idle.")
     assert "idle" not in done.stdout
     (toy / "site.yaml").write_text(site + "stages: {default: cpu, validate: cpu}\n")
     assert campaign("check", "toy.yaml", "--site", "site.yaml", cwd=toy).stderr == ""

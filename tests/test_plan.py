@@ -39,7 +39,7 @@ def test_the_plan_of_quickstart(tmp_path: Path) -> None:
 def test_idle_gpus_are_said_only_where_training_has_them(tmp_path: Path) -> None:
     plan = make_plan(template_path("quickstart"), write(tmp_path, "{default: cpu, train: gpu}"))
     (warning,) = plan["warnings"]
-    assert "trains on CPU cores; the GPUs of executor gpu would stand idle" in warning
+    assert "train.device is cpu, and the GPUs of executor gpu would stand idle" in warning
     (tmp_path / "c.yaml").write_text(
         "campaign: c\nsystem: {structure: {prototype: fcc, elements: [Ar], a: 5.3}}\n"
         "sample: [{method: fake, frames: 9}]\n"

@@ -297,6 +297,11 @@ class Trained(Model):
     rate: Positive = Field(5e-3, description="largest learning rate of the schedule")
     wall: Switch = Field(True, description="repulsion inside the shortest distances in training")
     device: Literal["cpu", "cuda"] = Field("cpu", description="what it is trained on")
+    together: Switch | None = Field(
+        None, description="whether the members take their steps together, in one task; by default on a GPU alone"
+    )
+    processes: Count = Field(1, description="MPI ranks that train one model, each on a part of every batch")
+    tensorboard: Switch = Field(False, description="whether each training writes logs for TensorBoard")
 
 
 class Network(Trained):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from campaign.config.fields import Count, Interval, Model, NonNegative, Number, Positive, Switch, Temperature
+from campaign.config.fields import Count, Interval, Model, NonNegative, Number, Positive, Temperature
 
 
 class Guards(Model):
@@ -50,7 +50,6 @@ class ActiveLearning(Model):
     novelty: Literal["uq", "rnd"] = Field(
         "uq", description="what is added: where the members disagree (uq), or what is unlike the training set (rnd)"
     )
-    warm: Switch = Field(True, description="whether training goes on from the weights of the round before")
     md: LearnDynamics = Field(
         description="the dynamics", examples=[{"ensemble": "npt", "temperature": 1400, "time": 100}]
     )

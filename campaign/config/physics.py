@@ -166,6 +166,7 @@ def _training(view: View) -> Iterator[Problem]:
         what = f"training has {epochs:g} epochs and could never end early"
         yield view.problem(("train", "patience"), what, patience, f"write less than {epochs:g}, or remove it")
     yield from _trainer(view)
+    yield from _processes(view)
 
 
 def _trainer(view: View) -> Iterator[Problem]:
@@ -185,6 +186,23 @@ def _trainer(view: View) -> Iterator[Problem]:
             key = "angular_cutoff" if view.get("train", "angular_cutoff") is not None else "cutoff"
             remedy = f"write less than {outer:g}" if key == "angular_cutoff" else f"write more than {inner:g}"
             yield view.problem(("train", key), what, view.get("train", key), remedy)
+
+
+def _processes(view: View) -> Iterator[Problem]:
+    """Check that each process of a training has a frame in every step, and one model at a time."""
+    if view.get("train", "together") is True and view.text("train", "model") == "ani":
+        what = "models of this kind are trained one by one"
+        yield view.problem(("train", "together"), what, True, "remove it")
+    batch, processes = view.number("train", "batch", default=1), view.number("train", "processes", default=1)
+    if not batch or not processes or processes == 1:
+        return
+    if processes > batch:
+        what = f"a step has {batch:g} frame{'s' if batch > 1 else ''}, and each process takes some of them"
+        remedy = f"write batch: {processes:g} or more, or processes: {batch:g}"
+        yield view.problem(("train", "processes"), what, processes, remedy)
+    if view.get("train", "together") is True:
+        what = "members that are trained together are trained in one process"
+        yield view.problem(("train", "together"), what, True, "remove it, or 'processes'")
 
 
 def _representation(view: View) -> Iterator[Problem]:
@@ -208,6 +226,9 @@ def _distillation(view: View) -> Iterator[Problem]:
 
     Frames of a file have whatever labels the file has; of them nothing is known here.
     """
+    if view.number("distill", "steps") and view.number("distill", "epochs"):
+        what = "the length of a training is given twice, in 'epochs' and in 'steps'"
+        yield view.problem(("distill", "steps"), what, view.get("distill", "steps"), "remove one of them")
     engine = view.text("label", "engine")
     if not _present(view, "distill") or engine is None:
         return

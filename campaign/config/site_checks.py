@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics
+from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics, Network
 from campaign.config.fields import suggest
 from campaign.config.labels import CP2KLabel
 from campaign.config.physics import View
@@ -155,6 +155,7 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
             if fault:
                 say(f"{key}.{name}", fault[0], got, fault[1])
     problems += _label_problems(loaded, site)
+    problems += _train_problems(loaded, site)
     return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)]
 
 
@@ -192,6 +193,41 @@ def _label_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
     many = f"{cores // needed} single points" if cores // needed > 1 else "1 single point"
     remedy = f"write cores_per_worker: {needed} for executor {name} in the site file (then a node runs {many})"
     yield problem(key, what, got, f"{remedy}, or use {each} here")
+
+
+def _train_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
+    """Yield what training asks for and the site has not: GPUs, cores of a worker, a command for MPI ranks."""
+    spec = loaded.spec.train
+    if not isinstance(spec, Network):
+        return
+
+    def problem(key: str, what: str, remedy: str) -> Problem:
+        places = (f"train.{key}", "train.model", "train")
+        line = next((loaded.lines[k] for k in places if k in loaded.lines), 1)
+        return Problem(line, places[0], what, str(getattr(spec, key)), remedy)
+
+    known = "train" in site.stages or "default" in site.stages
+    name = site.executor_for("train") if known else ""
+    if known and spec.device == "cuda" and not site.executors[name].gpus:
+        what = f"executor {name} of site {site.name} has no GPUs"
+        remedy = f"write 'device: cpu', or the GPUs of a node, such as gpus: 1, for {name} in the site file"
+        yield problem("device", what, remedy)
+    if spec.processes == 1:
+        return
+    if not any("{ranks}" in word for word in site.launch_training):
+        what = f"site {site.name} has no command to launch a training on several processes"
+        remedy = "write 'train: [mpiexec, -n, \"{ranks}\"]' under launch of the site file, or processes: 1"
+        yield problem("processes", what, remedy)
+    if known and spec.device == "cuda" and site.executors[name].gpus:
+        gpus = site.executors[name].gpus
+        each = gpus // min(gpus, site.workers_per_node(name))  # nccl wants a GPU for each process
+        if spec.processes > each:
+            what = f"a worker of executor {name} of site {site.name} has {each} GPU{'s' if each > 1 else ''}"
+            fewer = f"fewer workers a node for {name} in the site file, such as workers: 1, or processes: {each}"
+            yield problem("processes", what, f"write {fewer}")
+    fault = _too_many_ranks(site, name, spec.processes) if known else None
+    if fault:
+        yield problem("processes", fault[0], fault[1].replace("or ranks:", "or processes:"))
 
 
 def _too_many_ranks(site: Site, name: str, ranks: int, walker: int = 0) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from campaign.config.fields import Count, FileName, Model, NonNegativeInteger, S
 from campaign.errors import InputError
 
 #: Engines that a site may have a launch command for.
-ENGINES = ("lammps", "cp2k")
+ENGINES = ("lammps", "cp2k", "train")
 
 #: What ``options`` may hold for each provider: the names of Parsl's own provider arguments.
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -90,6 +90,11 @@ class Site(Model):
     )
     environment: tuple[str, ...] = Field((), description="shell lines run before the workers start")
     scratch: FileName | None = Field(None, description="folder on the nodes for engines' temporary files (TMPDIR)")
+
+    @property
+    def launch_training(self) -> tuple[str, ...]:
+        """The command in front of a training on several processes: that of LAMMPS where there is none of its own."""
+        return self.launch.get("train", self.launch.get("lammps", ()))
 
     def executor_for(self, stage: str) -> str:
         """Return the name of the executor that runs ``stage``.

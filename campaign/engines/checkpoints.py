@@ -39,11 +39,40 @@ class Execution:
         ``cpu`` or ``cuda``.
     delay
         Seconds that a toy training takes.
+    processes, launch
+        Processes that train one model, and the site's command that launches them; ``{ranks}`` is their number.
+    lines
+        Where they write what they reach, a line an epoch.
+    tensorboard
+        Folder of the logs for TensorBoard; None: there are none.
     """
 
     checkpoint: Path | None = None
     device: str = "cpu"
     delay: float = 0.0
+    processes: int = 1
+    launch: tuple[str, ...] = ()
+    lines: Path | None = None
+    tensorboard: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes
+    ----------
+    weights
+        Arrays from which it is built again.
+    summary
+        What is told of it.
+    history
+        Of each epoch: ``epoch`` (from 1), ``loss`` and ``force_rmse`` (held-back frames, eV/Å).
+    """
+
+    weights: dict[str, Any]
+    summary: dict[str, Any]
+    history: list[dict[str, float]]
 
 
 class Checkpoint:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from campaign.engines.checkpoints import Execution
+from campaign.engines.checkpoints import Execution, Trained
+from campaign.errors import EngineError
 from campaign.frames import Frames
 from campaign.tasks import Json
 
@@ -19,6 +20,8 @@ Epoch = Callable[[dict[str, float]], None]
 #: Packages behind a model, where they are not those of the networks of SchNetPack.
 NETWORK = ("torch", "schnetpack")
 PACKAGES: dict[str, tuple[str, ...]] = {"fake": (), "ani": (*NETWORK, "torchani"), "gap": ("quippy-ase",)}
+#: Models whose members can be trained together.
+TOGETHER = ("schnet", "painn", "so3net")
 
 
 class Model(Protocol):
@@ -60,12 +63,38 @@ def train(
         from campaign.engines import gap
 
         return gap.train(blocks, spec, seed, on_epoch, counted, execution)
-    from campaign.engines import schnetpack_train
-
     if spec["model"] == "ani":  # its vectors have a part for each element, and each has its network
         species = sorted({int(z) for block in blocks for z in np.unique(block.numbers)})
         spec = {**spec, "species": species}
+    if execution.processes > 1:
+        from campaign.engines import training_ranks
+
+        return training_ranks.train(blocks, spec, seed, on_epoch, counted, execution)
+    from campaign.engines import schnetpack_train
+
     return schnetpack_train.train(blocks, spec, seed, on_epoch, counted, execution)
+
+
+def train_ensemble(
+    blocks: Sequence[Frames],
+    spec: Mapping[str, Json],
+    seeds: Sequence[int],
+    on_epoch: Epoch,
+    execution: Execution,
+    counted: Sequence[Array] | None = None,
+) -> list[Trained]:
+    """Train a model for each of ``seeds`` together, as :func:`train` trains each; ``on_epoch`` gets their means.
+
+    Raises
+    ------
+    EngineError
+        As :func:`train`; or models of this kind cannot be trained together.
+    """
+    if spec["model"] not in TOGETHER:
+        raise EngineError(f"Models of the kind {spec['model']} are trained one by one; remove train.together.")
+    from campaign.engines import schnetpack_train
+
+    return schnetpack_train.train_ensemble(blocks, spec, seeds, on_epoch, counted, execution)
 
 
 def build_model(spec: Mapping[str, Json], weights: Mapping[str, Array]) -> Model:

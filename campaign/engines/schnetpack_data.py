@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DELTA = 0.1
 #: Smallest spread by which a target is divided: eV/atom, eV/Å, eV/Å^3.
 _SMALLEST = {"energy": 1e-3, "forces": 1e-3, "stress": 1e-5}
+#: What is learnt, in the order in which it stands wherever it has no name.
+PROPERTIES = ("energy", "forces", "stress")
 Tensors = dict[str, "torch.Tensor"]
 
 
@@ -41,6 +43,8 @@ class Targets:
         Of the loss.
     deltas
         Of a Huber loss, for each property in the network's unit.
+    spreads
+        Root mean square of each property's labels, energies per atom, in the network's unit.
     """
 
     numbers: Array
@@ -49,6 +53,7 @@ class Targets:
     weights: dict[str, float]
     kind: str
     deltas: dict[str, float]
+    spreads: dict[str, float]
 
 
 def shortest_distances(blocks: Sequence[Frames], numbers: Array, cutoff: float) -> Array:
@@ -80,8 +85,9 @@ def targets_of(blocks: Sequence[Frames], loss: Mapping[str, Any], counted: Seque
         "stress": max(float(np.sqrt(np.mean(stress**2))), _SMALLEST["stress"]),
     }
     weights = {k: float(loss[k]) * (scale / spread[k]) ** 2 for k in spread}
-    deltas = {k: float(loss.get("delta", DELTA)) * spread[k] / scale for k in spread}
-    return Targets(numbers, energies, scale, weights, str(loss.get("kind", "mse")), deltas)
+    spreads = {k: spread[k] / scale for k in spread}
+    deltas = {k: float(loss.get("delta", DELTA)) * spreads[k] for k in spread}
+    return Targets(numbers, energies, scale, weights, str(loss.get("kind", "mse")), deltas, spreads)
 
 
 def _interaction(block: Frames, numbers: Array, energies: Array) -> Array:

@@ -1,36 +1,31 @@
-"""Train a SchNetPack potential on energies, forces and stresses."""
+"""Train SchNetPack potentials on energies, forces and stresses: one, or the members of an ensemble together."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from campaign.engines.checkpoints import Checkpoint, Execution
-from campaign.engines.schnetpack import load_schnetpack, network, pairs_once
+from campaign.engines.checkpoints import Checkpoint, Execution, Trained
+from campaign.engines.schnetpack import pairs_once
 from campaign.engines.schnetpack_data import (
     DELTA,
     Targets,
     Tensors,
-    collate,
     examples_of,
     require_labels,
     shortest_distances,
     targets_of,
     training_set,
 )
+from campaign.engines.schnetpack_steps import Alone, Optimisation
 from campaign.errors import EngineError
 from campaign.frames import Array, Frames
-from campaign.science.losses import penalty
-
-if TYPE_CHECKING:
-    import torch
 
 #: What a spec may leave out. Rates and averaging were tuned for minutes on one core, see ``train``.
 DEFAULTS: dict[str, Any] = {
@@ -47,110 +42,84 @@ DEFAULTS: dict[str, Any] = {
 }
 #: Part of the frames held back to choose the best epoch.
 _HELD_BACK = 0.1
-#: Decay of the running average of the weights, a step.
-_AVERAGE = 0.99
-#: Part of the steps over which the rate rises.
-_WARM_UP = 0.1
 #: The wall stands at this part of the shortest distance in training: from there on the network falls behind the true
 #: repulsion, by what the wall adds (see ``schnetpack.WALL``).
 _WALL_AT = 1.0
 #: Raised when the same spec, seed and frames give other weights: no checkpoint from before is continued.
-_VERSION = 1
+_VERSION = 3
+#: Said of a training that did not fit into the device's memory.
+_HALVED = (
+    "The GPU's memory was too small for {} frames a step: each step was taken in two halves, with the same gradient; "
+    "write a smaller batch to spare it that."
+)
 OnEpoch = Callable[[dict[str, float]], None]
 
 
-def _off(found: Tensors, batch: Tensors) -> torch.Tensor:
-    """Return (atoms, 3) by how much the forces are off; nothing for atoms whose forces do not count."""
-    off = found[load_schnetpack().properties.forces] - batch["target.forces"]
-    return off * batch["counted"] if "counted" in batch else off
+class _Member:
+    """Where the training of one model stands: what it learns from next, and what it was at its best.
 
-
-def loss_of(found: Tensors, batch: Tensors, targets: Targets) -> torch.Tensor:
-    """Return the weighted cost of the errors, energies per atom, each over the spread of its labels.
-
-    The forces' part is divided by all atoms, counted or not: a force counts as much in a frame of which few count.
-    """
-    p = load_schnetpack().properties
-    off = {
-        "energy": (found[p.energy] - batch["target.energy"]) / batch[p.n_atoms],
-        "forces": _off(found, batch),
-        "stress": found[p.stress] - batch["target.stress"],
-    }
-    energy, forces, stress = (
-        targets.weights[k] * penalty(errors, targets.kind, targets.deltas[k]) for k, errors in off.items()
-    )
-    return energy + forces + stress
-
-
-class _Optimisation:
-    """Adam on the weights, one batch after the other, and their running average.
-
-    A plain loop over SchNetPack's model and not its ``AtomisticTask`` in a Lightning trainer: for 64 atoms, one frame
-    a batch, a step takes 8.1 ms here and 9.8 ms there (one core, 64 features, cutoff 6 Å, nothing logged).
+    Parameters
+    ----------
+    seed
+        Decides the held-back frames and the order of the others.
+    frames
+        How many there are.
+    patience
+        Epochs without a better one after which it ends; None: never.
     """
 
-    def __init__(self, spec: Mapping[str, Any], seed: int, targets: Targets, frames: int, device: str = "cpu") -> None:
-        import torch
+    def __init__(self, seed: int, frames: int, patience: int | None) -> None:
+        self._rng = np.random.default_rng([seed & (2**63 - 1), 0x7261696E])
+        order = self._rng.permutation(frames)
+        count = max(1, round(_HELD_BACK * frames))
+        self.held, self.kept = order[:count], order[count:] if frames > 1 else order
+        self._patience = patience
+        self.order: Array = np.zeros(0, dtype=np.int64)  # of the epoch that is under way
+        self.losses: list[float] = []  # of its steps
+        self.history: list[tuple[float, float, float]] = []  # epoch, loss, force RMSE
+        self.best_epoch, self.best_score, self.best_rmse = 0, float("inf"), float("nan")
+        self.best: dict[str, Array] = {}
 
-        self.batch = max(1, min(int(spec["batch"]), frames))
-        each = -(-frames // self.batch)
-        self.epochs = max(1, round(spec["steps"] / each)) if spec.get("steps") else int(spec["epochs"])
-        steps = max(self.epochs * each, 2)
-        self.targets = targets
-        self.model = network(spec, seed).to(device)
-        self.average = copy.deepcopy(self.model)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=spec["rate"], fused=True)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=spec["rate"],
-            total_steps=steps,
-            pct_start=2.0 * _WARM_UP if steps == round(1.0 / _WARM_UP) else _WARM_UP,  # else torch divides by zero
-            div_factor=10.0,
-            final_div_factor=1e3,
-        )
-        self.decay = _AVERAGE
-        self.done = 0
+    def parts(self, batch: int) -> list[Array]:
+        """Return the steps of the epoch that is under way, all but the last of ``batch`` frames."""
+        if not len(self.order):
+            self.order = self._rng.permutation(self.kept)
+        return [self.order[s : s + batch] for s in range(0, len(self.order), batch)]
 
-    def step(self, batch: Tensors) -> float:
-        """Take one step; return the loss before it."""
-        import torch
+    @property
+    def stale(self) -> bool:
+        """Whether no epoch was better for as many as the patience."""
+        return self._patience is not None and len(self.history) - self.best_epoch >= self._patience
 
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(self.model(batch), batch, self.targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.done += 1
-        with torch.no_grad():
-            decay = min(self.decay, self.done / (self.done + 9.0))  # young averages forget faster
-            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-            for mean, now in pairs:
-                mean.lerp_(now, 1.0 - decay)
-        return float(loss.detach())
-
-    def validate(self, batches: Sequence[Tensors]) -> tuple[float, float]:
-        """Return (loss, mean squared force error) of the averaged weights."""
-        self.average.eval()
-        losses, squares, count = [], 0.0, 0
-        for batch in batches:
-            found = self.average(dict(batch))
-            losses.append(float(loss_of(found, batch, self.targets).detach()))
-            squares += float((_off(found, batch) ** 2).sum())
-            count += 3 * int(batch["counted"].sum()) if "counted" in batch else batch["target.forces"].numel()
-        return float(np.mean(losses)), squares / max(count, 1)
+    def close(self, score: float, force_rmse: float, weights: Callable[[], dict[str, Array]]) -> None:
+        """End an epoch; after the last one that counts, nothing is noted any more."""
+        if not self.stale:
+            epoch = len(self.history) + 1
+            if score < self.best_score:
+                self.best_epoch, self.best_score, self.best_rmse, self.best = epoch, score, force_rmse, weights()
+            self.history.append((float(epoch), float(np.mean(self.losses)), force_rmse))
+        self.order, self.losses = self.order[:0], []
 
     def state(self) -> dict[str, Any]:
-        """Return all that the next steps depend on."""
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer", "schedule")}
-        return {**parts, "done": self.done}
+        """Return where it stands: tensors, numbers and text alone."""
+        import torch
+
+        return {
+            "random": json.dumps(self._rng.bit_generator.state),
+            "order": torch.as_tensor(self.order),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "history": torch.tensor(self.history, dtype=torch.float64).reshape(-1, 3),
+            "best": [self.best_epoch, self.best_score, self.best_rmse],
+            "weights": {k: torch.from_numpy(v) for k, v in self.best.items()},
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
-        for name in ("model", "average", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(state[name])
-        self.done = int(state["done"])
+        self._rng.bit_generator.state = json.loads(state["random"])
+        self.order, self.losses = state["order"].numpy().copy(), state["losses"].tolist()
+        self.history = [(e, loss, rmse) for e, loss, rmse in state["history"].tolist()]
+        self.best_epoch, self.best_score, self.best_rmse = state["best"]
+        self.best = {k: v.numpy() for k, v in state["weights"].items()}
 
 
 class _Run:
@@ -159,84 +128,78 @@ class _Run:
     Parameters
     ----------
     optimisation
-        What takes the steps.
+        What takes the steps, of one model or of several at once.
+    members
+        These models.
     examples
-        All frames; those of ``order`` up to ``held`` are held back, the others trained on.
-    rng
-        Shuffles them; the only random numbers of a training after its first weights.
-    patience
-        Epochs without a better one after which it ends; None: never.
+        All frames.
     """
 
-    def __init__(
-        self, optimisation: _Optimisation, examples: list[Tensors], rng: np.random.Generator, patience: int | None
-    ) -> None:
-        self._optimisation, self._examples, self._rng, self._patience = optimisation, examples, rng, patience
-        self._order: Array = np.zeros(0, dtype=np.int64)  # of the epoch that is under way
-        self._losses: list[float] = []  # of its steps
-        self.history: list[tuple[float, float, float]] = []  # epoch, loss, force RMSE
-        self.best = _Best()
+    def __init__(self, optimisation: Optimisation, members: list[_Member], examples: list[Tensors]) -> None:
+        self._optimisation, self.members, self._examples = optimisation, members, examples
         self.seconds = 0.0
 
     @property
-    def ended(self) -> bool:
-        """Whether every epoch is done, or none was better for as many as the patience."""
-        epoch = len(self.history)
-        stale = self._patience is not None and epoch - self.best.epoch >= self._patience
-        return epoch >= self._optimisation.epochs or stale
+    def epochs(self) -> int:
+        """Epochs that are done."""
+        return max(len(m.history) for m in self.members)
 
-    def go(self, kept: Array, held: Array, rate: float, on_epoch: OnEpoch, checkpoint: Checkpoint) -> None:
-        """Train on ``kept`` frames; raises ``EngineError`` when the loss is no longer finite."""
+    @property
+    def _ended(self) -> bool:
+        return self.epochs >= self._optimisation.epochs or all(m.stale for m in self.members)
+
+    def go(self, rate: float, on_epoch: OnEpoch, checkpoint: Checkpoint) -> None:
+        """Train; raises ``EngineError`` when a loss is no longer finite."""
         run = self._optimisation
-        validation = [collate([self._examples[k]]) for k in held]
+        held = [[self._examples[k] for k in m.held] for m in self.members]
         since = time.perf_counter() - self.seconds
-        for values in self.history:
-            on_epoch(_values(values))
-        while not self.ended:
-            if not len(self._order):
-                self._order = self._rng.permutation(kept)
-            for part in _split(self._order, run.batch)[len(self._losses) :]:
-                self._losses.append(run.step(collate([self._examples[k] for k in part])))
+
+        def save() -> None:
+            self.seconds = time.perf_counter() - since
+            checkpoint.save(self.state())
+
+        for epoch in range(1, self.epochs + 1):
+            on_epoch(self._values(epoch))
+        while not self._ended:
+            parts = [m.parts(run.batch) for m in self.members]
+            for k in range(len(self.members[0].losses), len(parts[0])):
+                found = run.step([[self._examples[i] for i in part[k]] for part in parts])
+                for member, loss in zip(self.members, found, strict=True):
+                    member.losses.append(loss)
                 if checkpoint.due():
-                    self.seconds = time.perf_counter() - since
-                    checkpoint.save(self.state())
-            score, mse = run.validate(validation)
-            epoch = len(self.history) + 1
-            if not np.isfinite([*self._losses, score]).all():
-                raise EngineError(
-                    f"Training diverged in epoch {epoch}: the loss is not finite; lower the rate (now {rate})."
-                )
-            rmse = float(np.sqrt(mse)) * run.targets.scale
-            self.best.see(epoch, score, rmse, run.average)
-            self.history.append((float(epoch), float(np.mean(self._losses)), rmse))
-            self._order, self._losses = self._order[:0], []
-            on_epoch(_values(self.history[-1]))
+                    save()
+            self._end_epoch(rate, run.validate(held))
+            on_epoch(self._values(self.epochs))
             if checkpoint.due(epochs=1):
-                self.seconds = time.perf_counter() - since
-                checkpoint.save(self.state())
+                save()
         self.seconds = time.perf_counter() - since
+
+    def _end_epoch(self, rate: float, found: list[tuple[float, float]]) -> None:
+        for k, (member, (score, square)) in enumerate(zip(self.members, found, strict=True)):
+            if not np.isfinite([*member.losses, score]).all() and not member.stale:
+                who = f" of member {k}" if len(self.members) > 1 else ""
+                raise EngineError(
+                    f"Training{who} diverged in epoch {len(member.history) + 1}: the loss is not finite; lower the "
+                    f"rate (now {rate})."
+                )
+            rmse = float(np.sqrt(square)) * self._optimisation.targets.scale
+            member.close(score, rmse, lambda k=k: self._optimisation.weights()[k])  # type: ignore[misc]
+
+    def _values(self, epoch: int) -> dict[str, float]:
+        """Return an epoch's line: the mean over the models that had it."""
+        rows = [m.history[epoch - 1] for m in self.members if len(m.history) >= epoch]
+        return _line(np.mean(rows, axis=0))
 
     def state(self) -> dict[str, Any]:
         """Return where it stands: tensors, numbers and text alone."""
-        import torch
-
-        return {
-            "optimisation": self._optimisation.state(),
-            "random": json.dumps(self._rng.bit_generator.state),
-            "order": torch.as_tensor(self._order),
-            "losses": torch.tensor(self._losses, dtype=torch.float64),
-            "history": torch.tensor(self.history, dtype=torch.float64).reshape(-1, 3),
-            "best": self.best.state(),
-            "seconds": self.seconds,
-        }
+        members = [member.state() for member in self.members]
+        return {"optimisation": self._optimisation.state(), "members": members, "seconds": self.seconds}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
         self._optimisation.restore(state["optimisation"])
-        self._rng.bit_generator.state = json.loads(state["random"])
-        self._order, self._losses = state["order"].numpy().copy(), state["losses"].tolist()
-        self.history = [(e, loss, rmse) for e, loss, rmse in state["history"].tolist()]
-        self.best.restore(state["best"])
+        for member, kept in zip(self.members, state["members"], strict=True):
+            member.restore(kept)
         self.seconds = float(state["seconds"])
 
 
@@ -247,6 +210,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     counted: Sequence[Array] | None = None,
     execution: Execution | None = None,
+    ranks: Alone | None = None,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Train one model.
 
@@ -273,6 +237,9 @@ def train(
         energies and stresses of all frames do. None counts all.
     execution
         Where it keeps its checkpoint, and the device.
+    ranks
+        The processes that train it together, each of which calls this with the same arguments: each takes a part of
+        every batch, the first writes the checkpoint, and all get the result.
 
     Returns
     -------
@@ -288,52 +255,109 @@ def train(
     EngineError
         No frames, a frame without labels, no such device, or a loss that is no longer finite.
     """
-    spec, execution = _resolved(spec), execution or Execution()
+    (found,) = train_ensemble(frames, spec, [seed], on_epoch, counted, execution, ranks)
+    return found.weights, found.summary
+
+
+def train_ensemble(
+    frames: Sequence[Frames],
+    spec: Mapping[str, Any],
+    seeds: Sequence[int],
+    on_epoch: OnEpoch | None = None,
+    counted: Sequence[Array] | None = None,
+    execution: Execution | None = None,
+    ranks: Alone | None = None,
+) -> list[Trained]:
+    """Train one model for each of ``seeds``, all in the same steps on one device (``schnetpack_together``).
+
+    The models are those of :func:`train` but for rounding. The parameters are the same; ``on_epoch`` gets the means
+    over the models.
+
+    Raises
+    ------
+    EngineError
+        As :func:`train`.
+    """
+    spec, execution, ranks = _resolved(spec), execution or Execution(), ranks or Alone()
     blocks = [b for b in frames if len(b)]
     some = [c for b, c in zip(frames, counted, strict=True) if len(b)] if counted is not None else None
     require_labels(blocks)
-    _require_device(execution.device)
+    device = _place(execution.device, ranks)
     start = time.perf_counter()
     targets, cutoff = targets_of(blocks, spec["loss"], some), float(spec["cutoff"])
     examples = [
-        {key: value.to(execution.device) for key, value in example.items()}
+        {key: value.to(device) for key, value in example.items()}
         for k, b in enumerate(blocks)
         for example in examples_of(b, targets, cutoff, pairs_once(spec), some[k] if some else None)
     ]
-    rng = np.random.default_rng([seed & (2**63 - 1), 0x7261696E])
-    order = rng.permutation(len(examples))
-    held = max(1, round(_HELD_BACK * len(examples)))
-    kept = order[held:] if len(examples) > 1 else order
-    run = _Run(_Optimisation(spec, seed, targets, len(kept), execution.device), examples, rng, spec["patience"])
+    members = [_Member(seed, len(examples), spec["patience"]) for seed in seeds]
+    optimisation = _optimisation(spec, seeds, targets, len(members[0].kept), device, ranks)
+    run = _Run(optimisation, members, examples)
     learnt = training_set(blocks, some)
-    checkpoint = Checkpoint(execution.checkpoint, _identity(spec, seed, learnt))
-    state, note = checkpoint.load()
+    checkpoint = Checkpoint(execution.checkpoint, _identity(spec, seeds, learnt))
+    state, note = _load(checkpoint, ranks)
     if state is not None:
         run.restore(state)
-    behind = len(run.history)
+    more: dict[str, Any] = {} if state is None else {"continued": run.epochs}
     prepared = time.perf_counter() - start
-    run.go(kept, order[:held], spec["rate"], on_epoch or (lambda values: None), checkpoint)
-    weights = run.best.weights | {
+    run.go(spec["rate"], on_epoch or (lambda values: None), checkpoint if ranks.rank == 0 else Checkpoint(None, ""))
+    if optimisation.halves:
+        note = f"{note} {_HALVED.format(optimisation.batch)}".strip()
+    seconds = (prepared + run.seconds) / len(seeds)
+    more |= {"seconds": seconds} | ({"note": note} if note else {})
+    common = _common(blocks, spec, targets, learnt)
+    return [
+        Trained(m.best | common, _summary(m, targets, learnt) | more, [_line(np.array(h)) for h in m.history])
+        for m in members
+    ]
+
+
+def _optimisation(
+    spec: Mapping[str, Any], seeds: Sequence[int], targets: Targets, frames: int, device: str, ranks: Alone
+) -> Optimisation:
+    """Return what takes the steps of one model, or of several."""
+    if len(seeds) == 1:
+        return Optimisation(spec, seeds, targets, frames, device, ranks)
+    from campaign.engines.schnetpack_together import Stacked
+
+    return Stacked(spec, seeds, targets, frames, device, ranks)
+
+
+def _load(checkpoint: Checkpoint, ranks: Alone) -> tuple[dict[str, Any] | None, str]:
+    """Read the checkpoint: the first process before the others, as it may put away what is not its own."""
+    found: tuple[dict[str, Any] | None, str] = (None, "")
+    for turn in (ranks.rank == 0, ranks.rank != 0):
+        if turn:
+            found = checkpoint.load()
+        ranks.wait()
+    return found
+
+
+def _common(blocks: Sequence[Frames], spec: Mapping[str, Any], targets: Targets, learnt: bytes) -> dict[str, Array]:
+    """Return what is beside the weights in every model of these frames."""
+    found = {
         "reference.numbers": targets.numbers,
         "reference.energies": targets.energies,
         "scale": np.array([targets.scale]),
         "training_set": np.frombuffer(learnt, dtype=np.uint8),
     }
     if spec["wall"]:
-        weights["core"] = _WALL_AT * shortest_distances(blocks, targets.numbers, cutoff)
-    summary = {
-        "epochs": len(run.history),
-        "best_epoch": run.best.epoch,
-        "loss": run.best.score,
-        "force_rmse": run.best.force_rmse,
-        "train_frames": len(kept),
-        "held_back": held,
-        "seconds": prepared + run.seconds,
+        found["core"] = _WALL_AT * shortest_distances(blocks, targets.numbers, float(spec["cutoff"]))
+    return found
+
+
+def _summary(member: _Member, targets: Targets, learnt: bytes) -> dict[str, Any]:
+    return {
+        "epochs": len(member.history),
+        "best_epoch": member.best_epoch,
+        "loss": member.best_score,
+        "force_rmse": member.best_rmse,
+        "train_frames": len(member.kept),
+        "held_back": len(member.held),
         "species": [int(z) for z in targets.numbers],
         "elements_reference": {int(z): float(e) for z, e in zip(targets.numbers, targets.energies, strict=True)},
         "training_set": learnt.hex(),
     }
-    return weights, summary | ({"continued": behind} if state is not None else {}) | ({"note": note} if note else {})
 
 
 def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,14 +365,15 @@ def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
     return DEFAULTS | dict(spec) | {"loss": DEFAULTS["loss"] | dict(spec.get("loss", {}))}
 
 
-def _identity(spec: Mapping[str, Any], seed: int, learnt: bytes) -> str:
+def _identity(spec: Mapping[str, Any], seeds: Sequence[int], learnt: bytes) -> str:
     """Return what names a training: everything that decides its weights, the programs among it."""
     programs = [_VERSION, version("torch"), version("schnetpack")]
-    text = json.dumps([programs, spec, seed, learnt.hex()], sort_keys=True)
+    text = json.dumps([programs, spec, list(seeds), learnt.hex()], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _require_device(device: str) -> None:
+def require_device(device: str) -> None:
+    """Raise ``EngineError`` where there is no such device."""
     import torch
 
     if device != "cpu" and not torch.cuda.is_available():
@@ -358,33 +383,13 @@ def _require_device(device: str) -> None:
         )
 
 
-def _values(epoch: tuple[float, float, float]) -> dict[str, float]:
-    return {"epoch": int(epoch[0]), "loss": epoch[1], "force_rmse": epoch[2]}
+def _place(device: str, ranks: Alone) -> str:
+    """Return the device of this process: the GPUs of a machine are dealt out to its processes."""
+    import torch
+
+    require_device(device)
+    return device if device == "cpu" else f"cuda:{ranks.local % torch.cuda.device_count()}"
 
 
-def _split(order: Array, batch: int) -> list[Array]:
-    """Return the parts of an epoch, all but the last of the same length."""
-    return [order[s : s + batch] for s in range(0, len(order), batch)]
-
-
-class _Best:
-    """The epoch with the smallest held-back loss."""
-
-    def __init__(self) -> None:
-        self.epoch, self.score, self.force_rmse = 0, float("inf"), float("nan")
-        self.weights: dict[str, Array] = {}
-
-    def see(self, epoch: int, score: float, force_rmse: float, model: Any) -> None:
-        if score < self.score:
-            self.epoch, self.score, self.force_rmse = epoch, score, force_rmse
-            self.weights = {k: v.cpu().numpy().copy() for k, v in model.state_dict().items()}
-
-    def state(self) -> dict[str, Any]:
-        import torch
-
-        weights = {k: torch.from_numpy(v) for k, v in self.weights.items()}
-        return {"epoch": self.epoch, "score": self.score, "force_rmse": self.force_rmse, "weights": weights}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.score, self.force_rmse = state["epoch"], state["score"], state["force_rmse"]
-        self.weights = {k: v.numpy() for k, v in state["weights"].items()}
+def _line(values: Array) -> dict[str, float]:
+    return {"epoch": int(values[0]), "loss": float(values[1]), "force_rmse": float(values[2])}

@@ -242,7 +242,7 @@ def _executor(site: Site, name: str, token: str) -> Any:
         provider=_provider(spec, _worker_init(site, spec, token)),
         max_workers_per_node=site.workers_per_node(name),
         cores_per_worker=spec.cores_per_worker,
-        available_accelerators=spec.gpus,
+        available_accelerators=accelerators(spec.gpus, site.workers_per_node(name)),
         prefetch_capacity=0,  # a task is handed out when a worker is free, so priorities count
         interchange_launch_cmd=[sys.executable, "-m", "campaign.runtime.interchange"],
         heartbeat_period=5,
@@ -250,6 +250,15 @@ def _executor(site: Site, name: str, token: str) -> Any:
         poll_period=10,  # ms
         encrypted=True,
     )
+
+
+def accelerators(gpus: int, workers: int) -> list[str]:
+    """Return the GPUs of each worker of a node, as CUDA_VISIBLE_DEVICES names them; all are dealt out.
+
+    Parsl starts no more workers than there are entries.
+    """
+    count = min(gpus, workers)
+    return [",".join(str(k) for k in range(w * gpus // count, (w + 1) * gpus // count)) for w in range(count)]
 
 
 def _worker_init(site: Site, spec: Executor, token: str) -> str:

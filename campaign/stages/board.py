@@ -33,7 +33,6 @@ class FrameSet:
     closed: bool = False
     note: str = ""  # what people should know of it, such as that the pool had fewer frames
     counted: list[str] = field(default_factory=list)  # tasks that say of which atoms of its frames the forces count
-    warm: str = ""  # the set from whose models training goes on
 
 
 @dataclass

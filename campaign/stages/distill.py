@@ -246,7 +246,9 @@ def _model(campaign: Campaign, spec: dict[str, Json]) -> tuple[dict[str, Json], 
     for key in ("epochs", "steps"):
         if "epochs" in model and spec.get(key):
             model[key] = spec[key]
-    return {"model": model["model"], "spec": model}, extra
+    # each member has frames of its own, and is one of many: they are trained one by one, in one process
+    alone = {key: value for key, value in extra.items() if key in ("delay", "device")}
+    return {"model": model["model"], "spec": model}, alone
 
 
 def _pieces(board: Board) -> list[Piece]:

@@ -91,8 +91,8 @@ def train_member(task: Task, context: Context, store: Store) -> Outcome:
     seed = int(np.random.SeedSequence(p["seed"]).generate_state(1)[0])
     counted = counted_of(store, task.inputs[1:] if p.get("atoms") else [], blocks)
     folder = context.folder(task)
-    execution = execution_of(task, folder)
-    model, arrays, summary = train_watched(blocks, p["spec"], seed, folder, execution, counted)
+    execution = execution_of(task, context)
+    model, arrays, summary = train_watched(blocks, counted, p["spec"], seed, folder, execution)
     rest = store.collect("sample", [f for f, m in zip(frames, mine, strict=True) if not m])
     off = [model.atomic_energies(b).sum(axis=1) - b.energy for b in rest]
     errors = [np.abs(d) / b.n_atoms for d, b in zip(off, rest, strict=True)]

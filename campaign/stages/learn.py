@@ -195,7 +195,6 @@ class Learn:
             self._set = FrameSet(f"learn-{n}", len(before.chosen) + len(fresh), train=True)
             self._set.chosen, self._set.closed = [*before.chosen, *fresh], True
             self._set.counted = list(before.counted)
-            self._set.warm = before.name if self._spec["warm"] else ""
             board.sets[self._set.name] = self._set
 
     def _grown_from(self, board: Board) -> int:

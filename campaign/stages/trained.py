@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from campaign.engines.checkpoints import NAME, Execution
+from campaign.engines.checkpoints import NAME, Execution, Trained
 from campaign.engines.models import Model, build_model, train
+from campaign.errors import MachineFault
 from campaign.frames import Array, Frames
 from campaign.store.store import Store
-from campaign.tasks import Json, Record, Task
+from campaign.tasks import Context, Json, Record, Task
 
 #: Names of a published training's arrays: its weights, and its history (epoch, loss, force RMSE on held-back frames).
 WEIGHTS, HISTORY = "weights.", "history"
@@ -22,46 +25,123 @@ WEIGHTS, HISTORY = "weights.", "history"
 COUNTED, ATOMS = "counted", "atoms"
 
 
-def execution_of(task: Task, folder: Path) -> Execution:
-    """Return how a task's training is carried out: its checkpoint in the task's ``folder``, and its extras."""
-    return Execution(folder / NAME, task.extra.get("device", "cpu"), task.extra.get("delay", 0.0))
+#: File of a training that has a line for each epoch, for the live view.
+LINES = "epochs.jsonl"
+
+#: Keys of a model in the campaign file that do not decide its weights, and what they are where nothing is written.
+_EXTRA: dict[str, Json] = {"delay": 0.0, "device": "cpu", "together": None, "processes": 1, "tensorboard": False}
+
+
+def execution_of(task: Task, context: Context) -> Execution:
+    """Return how a task's training is carried out: its checkpoint in the task's folder, and its extras."""
+    folder, extra = context.folder(task), _EXTRA | task.extra
+    launch = context.launch.get("train") or context.launch.get("lammps") or []
+    if extra["processes"] > 1 and not launch:
+        raise MachineFault("The site has no launch command for train: add launch.train to the site file.")
+    logs = context.run / "logs" / "tensorboard" / task.name.replace("/", "-") if extra["tensorboard"] else None
+    return Execution(
+        folder / NAME, extra["device"], extra["delay"], extra["processes"], tuple(launch), folder / LINES, logs
+    )
 
 
 def split_extra(spec: dict[str, Json]) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Return a model's keys of the campaign file that decide its weights, and those that do not."""
-    extra: dict[str, Json] = {key: spec[key] for key in ("delay", "device") if key in spec}
-    return {key: value for key, value in spec.items() if key not in extra}, extra
+    """Return a model's keys of the campaign file that decide its weights, and those that do not.
+
+    Of the latter only those that say something: not those that are as where nothing is written.
+    """
+    extra: dict[str, Json] = {k: spec[k] for k, usual in _EXTRA.items() if k in spec and spec[k] != usual}
+    return {key: value for key, value in spec.items() if key not in _EXTRA}, extra
 
 
 def train_watched(
     blocks: Sequence[Frames],
+    counted: Sequence[Array] | None,
     spec: dict[str, Json],
     seed: int,
     folder: Path,
     execution: Execution,
-    counted: Sequence[Array] | None = None,
 ) -> tuple[Model, dict[str, Array], dict[str, Json]]:
     """Train one model; each epoch leaves a line in ``folder`` for the live view.
 
-    ``counted``, if given, tells for each block (n, a) which atoms' forces count (``counted_of``). A training that was
-    killed is continued from ``execution.checkpoint``, which is to be removed once the result is published.
+    ``counted``, if it is not None, tells for each block (n, a) which atoms' forces count (``counted_of``). A training
+    that was killed is continued from ``execution.checkpoint``, which is to be removed once the result is published.
 
     Returns
     -------
     tuple
         The model, what is published of it (``load_model`` reads it), and its summary, with its spec as ``model``.
     """
-    history: list[list[float]] = []
-    with (folder / "epochs.jsonl").open("w", buffering=1) as lines:
+    history: list[dict[str, float]] = []
+    with watched(folder, execution.tensorboard) as watch:
 
         def on_epoch(values: dict[str, float]) -> None:
-            history.append([values["epoch"], values["loss"], values["force_rmse"]])
-            lines.write(json.dumps(values) + "\n")
+            history.append(values)
+            watch(values)
 
         weights, summary = train(blocks, spec, seed, on_epoch, execution, counted)
+    return build_model(spec, weights), as_arrays(weights, history), {**summary, "model": spec}
+
+
+def as_arrays(weights: Mapping[str, Array], history: Sequence[Mapping[str, float]]) -> dict[str, Array]:
+    """Return what is published of a trained model."""
     arrays: dict[str, Array] = {WEIGHTS + name: value for name, value in weights.items()}
-    arrays[HISTORY] = np.array(history, dtype="float64").reshape(-1, 3)
-    return build_model(spec, weights), arrays, {**summary, "model": spec}
+    rows = [[line["epoch"], line["loss"], line["force_rmse"]] for line in history]
+    arrays[HISTORY] = np.array(rows, dtype="float64").reshape(-1, 3)
+    return arrays
+
+
+@contextlib.contextmanager
+def watched(folder: Path, logs: Path | None = None) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Yield what writes an epoch as a line of ``folder`` and, if there is a folder for ``logs``, for TensorBoard.
+
+    Both begin anew: a training that is continued tells its epochs again.
+    """
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context((folder / LINES).open("w", buffering=1))
+        board = None
+        if logs is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            shutil.rmtree(logs, ignore_errors=True)
+            board = SummaryWriter(str(logs))
+            stack.callback(board.close)
+
+        def write(values: dict[str, float]) -> None:
+            lines.write(json.dumps(values) + "\n")
+            if board is not None:
+                for name in ("loss", "force_rmse"):
+                    board.add_scalar(name, values[name], int(values["epoch"]))
+
+        yield write
+
+
+def pack_members(found: Sequence[Trained]) -> tuple[dict[str, Array], list[dict[str, Json]]]:
+    """Return what is published of members that were trained together, under their numbers, and their summaries."""
+    arrays: dict[str, Array] = {}
+    for k, member in enumerate(found):
+        arrays |= {f"{k}.{name}": value for name, value in as_arrays(member.weights, member.history).items()}
+    return arrays, [member.summary for member in found]
+
+
+def take_member(
+    store: Store, task: str, seed: Json, spec: dict[str, Json], folder: Path, execution: Execution
+) -> tuple[Model, dict[str, Array], dict[str, Json]]:
+    """Return, as ``train_watched``, the member of this seed from those that ``task`` trained together.
+
+    Raises
+    ------
+    StoreError
+        They are not there.
+    """
+    result = store.locate("train", task).record["result"]
+    number = result["seeds"].index(seed)
+    every = store.arrays("train", task)
+    arrays = {k.removeprefix(f"{number}."): v for k, v in every.items() if k.startswith(f"{number}.")}
+    with watched(folder, execution.tensorboard) as watch:
+        for epoch, loss, rmse in arrays[HISTORY].tolist():
+            watch({"epoch": int(epoch), "loss": loss, "force_rmse": rmse})
+    weights = {k.removeprefix(WEIGHTS): v for k, v in arrays.items() if k.startswith(WEIGHTS)}
+    return build_model(spec, weights), arrays, {**result["members"][number], "model": spec}
 
 
 def pack_counted(counted: Sequence[Array]) -> dict[str, Array]:

@@ -193,6 +193,33 @@ def test_ranks_without_a_launch_command(tmp_path: Path) -> None:
     assert "got 2; write 'lammps: [mpiexec" in problem
 
 
+def test_training_on_gpus_or_processes_that_the_site_has_not(tmp_path: Path) -> None:
+    cpus = GOOD.replace(", train: gpu", "")
+    loaded = changed(tmp_path, "  model: schnet\n  members: 2\n", "  model: schnet\n  members: 2\n  device: cuda\n")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, cpus)))
+    assert "train.device: executor cpu of site cluster has no GPUs, got cuda; write 'device: cpu', or" in problem
+    assert check_together(loaded, load_site(write(tmp_path, GOOD))) == []
+    loaded = changed(tmp_path, "  batch: 1\n  rate", "  batch: 4\n  processes: 4\n  rate")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, cpus)))  # 2 cores a worker, nodes of 4
+    assert "train.processes: a worker of executor cpu of site cluster has 2 cores, got 4; write cores_per_" in problem
+    assert problem.endswith("or processes: 2")
+    wide = cpus.replace("cores_per_worker: 2", "cores_per_worker: 4")
+    assert check_together(loaded, load_site(write(tmp_path, wide))) == []
+    (problem,) = check_together(
+        loaded, load_site(write(tmp_path, wide.replace('launch:\n  lammps: [srun, -n, "{ranks}"]\n', "")))
+    )
+    assert "train.processes: site cluster has no command to launch a training on several processes, got 4" in problem
+    gpus = wide.replace("cores: 4\n", "cores: 4\n    gpus: 4\n").replace("cores_per_worker: 4", "cores_per_worker: 2")
+    loaded_gpus = changed(tmp_path, "  batch: 1\n  rate", "  batch: 4\n  processes: 4\n  device: cuda\n  rate")
+    found = check_together(loaded_gpus, load_site(write(tmp_path, gpus)))
+    assert "a worker of executor cpu of site cluster has 2 GPUs, got 4; write fewer workers a node" in found[0]
+    one = gpus.replace("cores_per_worker: 2", "cores_per_worker: 4")
+    assert check_together(loaded_gpus, load_site(write(tmp_path, one))) == []
+    loaded = changed(tmp_path, "  batch: 1\n  rate", "  batch: 4\n  processes: 4\n  rate")
+    own = wide.replace("  lammps: [srun", "  train: [srun")
+    assert check_together(loaded, load_site(write(tmp_path, own))) == []
+
+
 def test_walkers_of_one_task_share_the_cores_of_a_worker(tmp_path: Path) -> None:
     loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 2\n    walkers_per_task: 4\n")
     (problem,) = check_together(loaded, load_site(write(tmp_path, GOOD)))  # nodes of 4 cores

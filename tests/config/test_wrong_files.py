@@ -289,6 +289,24 @@ CASES = {
     "patience as long as training by default": Wrong(
         "members: 2", "patience: 200", 16, "train.patience", "200", "write less than 200"
     ),
+    "more processes than frames in a step": Wrong(
+        "members: 2", "batch: 4, processes: 8", 16, "train.processes", "8", "write batch: 8 or more, or processes: 4"
+    ),
+    "more processes than frames in a step by default": Wrong(
+        "members: 2", "processes: 2", 16, "train.processes", "2", "write batch: 2 or more, or processes: 1"
+    ),
+    "together in several processes": Wrong(
+        "members: 2", "batch: 2, processes: 2, together: true", 16, "train.together", "true", "or 'processes'"
+    ),
+    "together that is no switch": Wrong("members: 2", "together: gpu", 16, "train.together", "'gpu'", "true or false"),
+    "length of a training given twice": Wrong(
+        "label: {engine: lammps}",
+        "label: {engine: pool}\ndistill: {method: uq, epochs: 3, steps: 900}",
+        16,
+        "distill.steps",
+        "900",
+        "remove one of them",
+    ),
     "all weights zero, another kind": Wrong(
         "members: 2", "loss: {kind: l4, energy: 0, forces: 0, stress: 0}", 16, "train.loss", "kind", "weight above 0"
     ),

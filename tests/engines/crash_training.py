@@ -17,7 +17,8 @@ import numpy as np
 import campaign.engines.checkpoints as checkpoints
 from campaign.engines.fake import ToyCrystal
 from campaign.engines.schnetpack import load_schnetpack
-from campaign.engines.schnetpack_train import _Optimisation, train
+from campaign.engines.schnetpack_steps import Optimisation
+from campaign.engines.schnetpack_train import train
 from campaign.frames import Frames
 
 EVENTS = {"open", "os.rename", "os.remove", "training.step"}
@@ -82,13 +83,13 @@ def main(root: Path, model: str, stride: int) -> None:
     """Kill at every ``stride``-th event once, then at ever so many."""
     load_schnetpack()
     checkpoints.SECONDS = 0.0  # a checkpoint after every step
-    whole = _Optimisation.step
+    whole = Optimisation.step
 
-    def step(self: _Optimisation, batch: object) -> float:
+    def step(self: Optimisation, batches: object) -> list[float]:
         sys.audit("training.step")
-        return whole(self, batch)  # type: ignore[arg-type]
+        return whole(self, batches)  # type: ignore[arg-type]
 
-    _Optimisation.step = step  # type: ignore[method-assign]
+    Optimisation.step = step  # type: ignore[method-assign]
     assert child(model, root / "undisturbed", root / "undisturbed.npz", 0)
     kill_at = 1
     while True:

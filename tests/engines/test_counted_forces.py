@@ -8,7 +8,8 @@ from ase.build import bulk
 from campaign.engines.fake import ToyCrystal
 from campaign.engines.schnetpack import load_schnetpack, network
 from campaign.engines.schnetpack_data import collate, examples_of, targets_of
-from campaign.engines.schnetpack_train import loss_of, train
+from campaign.engines.schnetpack_steps import errors_of, loss_of
+from campaign.engines.schnetpack_train import train
 from campaign.frames import Frames
 
 SPEC = {"features": 8, "interactions": 1, "cutoff": 4.5, "epochs": 3, "batch": 2, "rate": 1e-3}
@@ -111,7 +112,7 @@ def test_the_loss_has_the_gradient_of_the_terms_that_count_and_no_other(blocks):
         key: (batch[f"target.{name}"] + torch.randn(batch[f"target.{name}"].shape, generator=rng)).requires_grad_()
         for key, name in ((p.energy, "energy"), (p.forces, "forces"), (p.stress, "stress"))
     }
-    loss = loss_of(found, batch, targets)
+    loss = loss_of(errors_of(batch, found), targets)
     loss.backward()
     counts = batch["counted"].bool()[:, 0]
     assert 0 < counts.sum() < len(counts)
@@ -126,7 +127,7 @@ def test_the_weights_move_down_the_slope_of_the_masked_loss(blocks):
     """Derivatives by the network's weights, through the forces, against finite differences."""
     batch, targets = batch_of(blocks)
     model = network(SPEC, 0).double()
-    loss = loss_of(model(dict(batch)), batch, targets)
+    loss = loss_of(errors_of(batch, model(dict(batch))), targets)
     gradient = torch.autograd.grad(loss, list(model.parameters()))
     rng = torch.Generator().manual_seed(1)
     way = [torch.randn(w.shape, generator=rng, dtype=w.dtype) for w in model.parameters()]
@@ -136,7 +137,7 @@ def test_the_weights_move_down_the_slope_of_the_masked_loss(blocks):
         with torch.no_grad():
             for w, d in zip(model.parameters(), way, strict=True):
                 w.add_(d, alpha=step)
-        value = float(loss_of(model(dict(batch)), batch, targets).detach())
+        value = float(loss_of(errors_of(batch, model(dict(batch))), targets).detach())
         with torch.no_grad():
             for w, d in zip(model.parameters(), way, strict=True):
                 w.add_(d, alpha=-step)

@@ -69,6 +69,20 @@ def test_nve_of_solid_nacl_keeps_its_energy(trained, picoseconds):
         )
 
 
+def test_walls_that_are_hit_keep_the_energy_at_a_step_of_1_fs(trained):
+    """Moved outwards, so that the solid at 300 K hits them all the time."""
+    close = trained.weights["core"] * 1.1
+    walled, bare = (Potential(SPEC, trained.weights | {"core": c}) for c in (close, 0.0 * close))
+    solid = Segment(100, 10, 0, 0.001, (300.0, 300.0), None, isolated=True)
+    arrays, _ = run_segment(LINES, solid, salt(), walled)
+    frames = Frames.build(salt().numbers, arrays["positions"], arrays["cell"])
+    work = walled.evaluate(frames)[0] - bare.evaluate(frames)[0]
+    assert work.max() > 0.05  # eV
+    assert np.ptp(work) > 0.5 * work.max()
+    assert abs(drift(0.001 * arrays["step"], total(arrays))) < 1e-4
+    assert total(arrays).std() < 1e-4
+
+
 def test_a_longer_step_drifts_more_so_the_test_can_fail(trained):
     spread = []
     for timestep in (0.001, 0.012):

@@ -132,7 +132,7 @@ def test_checkpoints_are_rare(tmp_path, monkeypatch):
     save = checkpoints.Checkpoint.save
 
     def counting(self, state):
-        written.append(len(state["history"]))
+        written.append(len(state["members"][0]["history"]))
         save(self, state)
 
     monkeypatch.setattr(checkpoints.Checkpoint, "save", counting)

@@ -7,7 +7,8 @@ from ase.build import bulk
 
 from campaign.engines.schnetpack import WALL, Committee, Potential, load_schnetpack, network, pairs_once, schnet
 from campaign.engines.schnetpack_data import collate, examples_of, shortest_distances, targets_of, training_set
-from campaign.engines.schnetpack_train import loss_of, train
+from campaign.engines.schnetpack_steps import errors_of, loss_of
+from campaign.engines.schnetpack_train import train
 from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
@@ -394,7 +395,7 @@ def test_training_goes_down_the_slope_of_its_loss(kind):
     model = network(spec, 0).double()
 
     def value():
-        return loss_of(model(dict(batch)), batch, targets)
+        return loss_of(errors_of(batch, model(dict(batch))), targets)
 
     gradient = torch.autograd.grad(value(), list(model.parameters()))
     rng = torch.Generator().manual_seed(1)

@@ -225,3 +225,20 @@ def test_a_site_says_where_temporary_files_go(tmp_path: Path) -> None:
     )
     assert shown.stdout.strip() == str(scratch)
     assert scratch.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "expected"),
+    [
+        (0, 4, []),
+        (4, 4, ["0", "1", "2", "3"]),
+        (4, 1, ["0,1,2,3"]),
+        (4, 2, ["0,1", "2,3"]),
+        (4, 3, ["0", "1", "2,3"]),
+        (2, 8, ["0", "1"]),
+    ],
+)
+def test_the_gpus_of_a_node_are_dealt_out_to_its_workers(gpus: int, workers: int, expected: list[str]) -> None:
+    from campaign.runtime.parsl import accelerators
+
+    assert accelerators(gpus, workers) == expected

@@ -89,9 +89,7 @@ def novel(task):
     figures = {"round": p["round"], "failed": failed, "walkers": len(causes), "survived": [1.0] * len(causes)}
     figures |= {"causes": causes, "added": n, "novelty": [0.2, 0.1]}
     ends = [f"{segments[-1]}:0" if segments else "" for _, segments, _, _ in p["walkers"]]
-    source = [
-        {"task": segments[-1], "walker": 0, "step": k} for k in range(n) for _, segments, _, _ in p["walkers"][:1]
-    ]
+    source = [{"task": task.id, "walker": 0, "step": k} for k in range(n)]
     return {"frames": n, "chosen": n, "ends": ends, "refused": [], "source": source, "figures": figures}
 
 

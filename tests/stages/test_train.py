@@ -111,6 +111,65 @@ def test_what_a_model_is_trained_on_does_not_make_it_another_model(campaign, boa
     }
 
 
+def together(**keys):
+    return {"model": "schnet", "members": 3, "together": True, **keys}
+
+
+def test_members_trained_together_follow_as_the_tasks_that_they_are_alone(campaign, board, settle):
+    sets(board, [A, B], [A], {A: "la", B: "lb"})
+    alone = {t.name: t.id for t in Train(campaign(train=together(together=False))).plan(board)}
+    board.trained.clear()
+    stage = Train(campaign(train=together()))
+    assert stage.total(board) == 8
+    first, second = stage.plan(board)
+    assert [t.name for t in (first, second)] == ["main/together", "random/together"]
+    assert first.params["seed"] == [[1, 0], [1, 1], [1, 2]]
+    assert not list(stage.plan(board))
+    settle(stage, board, first)
+    members = list(stage.plan(board))
+    assert [t.extra for t in members] == [{"taken": first.id}] * 3
+    assert not board.trained
+    settle(stage, board, second, "quarantined")
+    others = list(stage.plan(board))
+    assert [t.extra for t in others] == [{}] * 3  # they are trained one by one
+    assert {t.name: t.id for t in members + others} == alone
+    assert stage.total(board) == 8
+    for task in members + others:
+        settle(stage, board, task)
+    assert stage.finished(board)
+    assert board.models["main"] == [t.id for t in members]
+
+
+def test_identical_sets_are_trained_together_once(campaign, board, settle):
+    sets(board, [A, B], [A, B], {A: "la", B: "lb"})
+    stage = Train(campaign(train=together()))
+    (whole,) = stage.plan(board)
+    settle(stage, board, whole)
+    members = list(stage.plan(board))
+    assert len(members) == 3
+    for task in members:
+        settle(stage, board, task)
+    assert board.models["main"] == board.models["random"] == [t.id for t in members]
+    assert stage.finished(board)
+    assert stage.total(board) == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, False),
+        ({"device": "cuda"}, True),
+        ({"device": "cuda", "together": False}, False),
+        ({"device": "cuda", "processes": 2, "batch": 2}, False),
+        ({"device": "cuda", "members": 1}, False),
+        ({"together": True}, True),
+        ({"together": True, "members": 1}, False),
+    ],
+)
+def test_members_are_trained_together_on_a_gpu_or_where_it_is_written(campaign, keys, expected):
+    assert Train(campaign(train={"model": "schnet", "members": 5, **keys})).together is expected
+
+
 def test_the_members_of_a_distillation_have_their_device_beside_what_they_are(campaign):
     from campaign.stages.distill import _model
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -106,6 +107,54 @@ def test_a_killed_worker_loses_nothing_of_a_training(tmp_path, make):
         found[name] = (Store(folder / "run.zarr").arrays(task.stage, task.id), (mine / "epochs.jsonl").read_text())
     (arrays, lines), (again, lines_again) = found["undisturbed"], found["killed"]
     assert lines == lines_again
+    assert arrays.keys() == again.keys()
+    for key, value in arrays.items():
+        np.testing.assert_array_equal(value, again[key], err_msg=key)
+
+
+#: A worker that says when it begins to train, and then leaves a checkpoint every twentieth of a second.
+PLAIN = """
+import json, sys
+from pathlib import Path
+from campaign.engines import checkpoints, schnetpack_train
+from campaign.tasks import Context, Task
+from campaign.worker import do_task
+checkpoints.SECONDS = 0.05
+go = schnetpack_train._Run.go
+def told(self, *args):
+    print("begins", flush=True)
+    go(self, *args)
+schnetpack_train._Run.go = told
+do_task(Task.from_json(json.loads(sys.argv[2])), Context(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [[1, 0], [[1, 0], [1, 1], [1, 2]]], ids=["one model", "three together"])
+def test_killed_ten_times_at_random_moments_the_weights_are_the_same(tmp_path, seeds):
+    """Whatever it is at: a step, a file that is half written, the epoch's end."""
+    rng, found, epochs = random.Random(7), {}, []
+    for name, kills in (("undisturbed", 0), ("killed", 10)):
+        folder = tmp_path / name
+        folder.mkdir()
+        given = train_task(folder)
+        task = Task("train", "main", {**given.params, "epochs": 200, "seed": seeds}, given.inputs)
+        for _ in range(kills):
+            command = [sys.executable, "-c", PLAIN, str(folder), json.dumps(task.to_json())]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert process.stdout.readline() == "begins\n"
+            time.sleep(rng.uniform(0.05, 0.5))
+            assert process.poll() is None, "it ended before it was killed"
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            epochs.append(len((folder / "tasks" / task.id / "epochs.jsonl").read_text().splitlines()))
+        record = do_task(task, Context(folder))
+        assert record["state"] == "done", record["cause"]
+        found[name] = (Store(folder / "run.zarr").arrays("train", task.id), record["result"])
+    (arrays, _), (again, result) = found["undisturbed"], found["killed"]
+    assert len(set(epochs)) >= 5  # it got further from kill to kill
+    continued = result.get("continued", result.get("members", [{}])[0].get("continued"))
+    assert continued > 0
     assert arrays.keys() == again.keys()
     for key, value in arrays.items():
         np.testing.assert_array_equal(value, again[key], err_msg=key)
