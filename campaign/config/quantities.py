@@ -40,7 +40,7 @@ def unit_of(kind: str, relative: bool) -> str:
 def quantity(kind: str) -> PlainValidator:
     """Return the validator of a quantity above zero: text with a unit, which it gives back in one writing."""
     known = [*UNITS[kind], *([] if kind in ABSOLUTE else [PERCENT])]
-    plain = {u.replace("^", "").casefold(): u for u in known}
+    plain = {u.replace("^", "").casefold(): u for u in known} | ({"angstrom": "Å", "a": "Å"} if "Å" in known else {})
     example = f"'{5 if kind in ABSOLUTE else 2} {known[-1]}'"
     remedy = f"write it with one of {', '.join(known)}, such as {example}"
 

@@ -18,6 +18,9 @@ ON_RUN = ("rdf", "diffusion", "conductivity", "rerun", "overlap")
 #: Keys with which they do.
 OWN_RUN = ("ensemble", "pressure", "time", "timestep", "every", "segment")
 
+#: Most steps of a run: years on any machine.
+MOST_STEPS = 1e12
+
 #: Least charge that is one, in charges of a proton.
 NEUTRAL = 1e-6
 
@@ -31,7 +34,7 @@ def check_validations(view: View, folder: Path) -> tuple[dict[str, Path], list[P
         The files by their path as written, and what is wrong.
     """
     files: dict[str, Path] = {}
-    problems = [*_runs(view), *_conflicts(view)]
+    problems = [*_runs(view), *_lengths(view), *_conflicts(view)]
     elements = _elements(view, folder)
     for i in range(len(view.items("validate"))):
         method = view.text("validate", i, "method")
@@ -87,6 +90,19 @@ def _asked(view: View) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], int]]:
         for kelvin in kelvins:
             if sound and isinstance(kelvin, int | float):
                 yield (ensemble, kelvin, pressure if ensemble == "npt" else None, keys["time"]), done, i
+
+
+def _lengths(view: View) -> Iterator[Problem]:
+    """Check that no run has more steps than can be counted, let alone made."""
+    said: set[int] = set()
+    for key, done, i in _asked(view):
+        time, timestep = key[-1], done["timestep"]
+        sound = isinstance(timestep, int | float) and timestep > 0 and time > 0
+        if sound and i not in said and time > MOST_STEPS * timestep:
+            said.add(i)
+            place: tuple[Part, ...] = ("validate", i, "time")
+            what = f"this is more than {MOST_STEPS:.0e} MD steps"
+            yield view.problem(place, what, view.get(*place), "write a shorter time, in ps")
 
 
 def _conflicts(view: View) -> Iterator[Problem]:

@@ -151,8 +151,8 @@ class Conductivity(OnRun):
     charges: Annotated[dict[str, float], PlainValidator(_charges)] = Field(
         description="charge of each element, in charges of a proton", examples=[{"Na": 1, "Cl": -1}]
     )
-    fit: Lags | None = Field(None, description="lags of the straight line, ps; default 0.5 to 5, or half a block")
-    plateau: Lags = Field((0.5, 1.5), description="times between which the Green-Kubo integral is averaged, ps")
+    fit: Lags = Field((0.3, 1.5), description="lags of the straight line, ps")
+    plateau: Lags = Field((0.3, 1.0), description="times between which the Green-Kubo integral is averaged, ps")
     blocks: Several = Field(5, description="parts of the run from whose spread the error is taken")
     threshold: ConductivityLimit = Field("20 %", description="largest difference that passes, with its unit")
     error: ConductivityLimit | None = Field(

@@ -165,7 +165,7 @@ def _conductivity(report: Data) -> Section:
         f"{significant(plateau[1])} ps. The error is the spread over {report.get('blocks', '–')} blocks."
     )
     titles = {
-        "Einstein": ("Squared collective displacement, e²Å²", "Lag, ps", fit),
+        "Einstein": ("⟨ΔP²⟩ of the charges, e²Å²", "Lag, ps", fit),
         "Green-Kubo": ("Green-Kubo integral, S/cm", "Time, ps", plateau),
     }
     drawn = [

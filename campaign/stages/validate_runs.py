@@ -37,11 +37,14 @@ class Run:
     seed: tuple[int, ...]
 
     @property
-    def lengths(self) -> list[int]:
-        """Return the frames of each segment; a short last one."""
-        frames = max(1, round(self.spec["time"] / (self.spec["timestep"] * self.spec["every"])))
-        segment = self.spec["segment"]
-        return [min(segment, frames - k) for k in range(0, frames, segment)]
+    def frames(self) -> int:
+        """Frames that are kept."""
+        return max(1, round(self.spec["time"] / (self.spec["timestep"] * self.spec["every"])))
+
+    @property
+    def segments(self) -> int:
+        """Segments; the last may be a short one."""
+        return -(-self.frames // int(self.spec["segment"]))
 
     def params(self, start: list[str]) -> dict[str, Json]:
         """Return what decides the frames, with those that it may start from."""
@@ -98,7 +101,7 @@ def too_short(tests: Sequence[Any], seed: int) -> Iterator[tuple[int, float, flo
     for number, test in enumerate(tests):
         if test.method not in ("diffusion", "conductivity"):
             continue
-        spec, frames = runs[needs[number][0]].spec, sum(runs[needs[number][0]].lengths)
+        spec, frames = runs[needs[number][0]].spec, runs[needs[number][0]].frames
         dt = spec["timestep"] * spec["every"]
         try:
             lay_out(frames - settled(frames), dt, test.blocks, test.fit)
@@ -144,19 +147,20 @@ class Chain:
         """
         if self.lost or self.whole is not None:
             return
-        lengths = self.run.lengths
+        length = int(self.run.spec["segment"])
         done = self.segments
         while not done or settled.get(done[-1]) is not None:
             k = len(done)
             if done and settled[done[-1]] != "done":
                 self.lost = True
                 return
-            if k == len(lengths) or self.ended:
+            if k == self.run.segments or self.ended:
                 task = replace(whole, inputs=tuple(done))
                 self.whole = task.id
                 yield task
                 return
-            params = {**whole.params, "segment": k, "frames": lengths[k], "first": sum(lengths[:k])}
+            first = k * length
+            params = {**whole.params, "segment": k, "frames": min(length, self.run.frames - first), "first": first}
             task = replace(whole, name=f"{whole.name}/segment {k}", params=params, inputs=tuple(done[-1:]))
             done.append(task.id)
             yield task
@@ -164,4 +168,4 @@ class Chain:
     @property
     def to_come(self) -> int:
         """How many segments are still to be planned, as far as is known."""
-        return 0 if self.lost or self.ended else len(self.run.lengths) - len(self.segments)
+        return 0 if self.lost or self.ended else self.run.segments - len(self.segments)

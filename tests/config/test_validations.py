@@ -102,6 +102,7 @@ WRONG = {
         "  - {method: stability, temperature: 1400, time: 100}\n", "", 2, "[1].method",
         "'diffusion' works on the run of a 'stability' entry before it",
     ),
+    "ages": ("time: 50}", "time: 1e308}", 6, "[5].time", "more than 1e+12 MD steps"),
     "lags the wrong way round": ("threshold: 5 %", "fit: [5, 1]", 3, "[2].fit", "below the last"),
     "element the model has not seen": (
         "csb.cif", "kcl.cif", 7, "[6].structures[1].file", "trained on Cl, Na and knows no K",
