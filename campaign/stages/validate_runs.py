@@ -39,7 +39,8 @@ class Run:
     @property
     def frames(self) -> int:
         """Frames that are kept."""
-        return max(1, round(self.spec["time"] / (self.spec["timestep"] * self.spec["every"])))
+        frames: float = self.spec["time"] / (self.spec["timestep"] * self.spec["every"])
+        return max(1, round(frames))
 
     @property
     def segments(self) -> int:
