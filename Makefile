@@ -8,6 +8,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --no-inp
 TORCH := 2.13.0
 SCHNETPACK := 2.1.1
 TORCHANI := 2.9.0
+ENDPOINT := 4.19.0
 
 .PHONY: install dev demo test test-all lint format clean distclean
 .DEFAULT_GOAL := demo
@@ -31,10 +32,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 	@$(PIP) --no-deps -e .
 	@touch $@
 
-# torchani declares zarr<3, which what is used of it does not need.
+# torchani declares zarr<3, and globus-compute-endpoint an older click: what is used of them does not need that.
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@$(PIP) -r requirements-dev.txt
 	@$(PIP) --no-deps torchani==$(TORCHANI)
+	@$(PIP) --no-deps globus-compute-endpoint==$(ENDPOINT)
 	@touch $@
 
 demo: $(VENV)/.installed

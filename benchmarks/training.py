@@ -4,9 +4,8 @@ SchNet of 64 features and 3 interactions, cutoff 6 Å, on energies, forces and s
 thread, the same number of frames a step, running average of the weights in both. ``spktrain`` reads its ASE database
 with its own loader, in the process itself and in one of its own beside it; the quicker one counts. What counts are the
 CPU seconds of the training process (not those of a loader beside it) for whole epochs of training without the first: no
-validation, no start. On an idle machine they are the wall time; a busy one leaves them as they are. The programs take
-turns. Beside them
-stand the members of an ensemble trained together, as frames a second of all of them.
+validation, no start. On an idle machine they are the wall time; a busy one changes them little. The programs take
+turns. Beside them stand the members of an ensemble trained together, as frames a second of all of them.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from campaign.errors import CampaignError, DiskFull, InputError, StoreError, TooManyFailures
+from campaign.remote.commands import app as remote
 
 app = typer.Typer(
     add_completion=False,
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find the smallest set of expensive calculations that gives a potential one can trust.",
 )
+app.add_typer(remote, name="remote")
 
 DONE, MISSING, WRONG, INTERRUPTED = 0, 1, 2, 130
 

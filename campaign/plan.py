@@ -18,7 +18,7 @@ from campaign.inputs import check_models, frame_sources
 from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
-from campaign.stages.select import species_of
+from campaign.stages.selecting import species_of
 from campaign.stages.train import Train
 from campaign.stages.validate import Validate
 from campaign.stages.validate_runs import runs_of
@@ -356,7 +356,8 @@ def _train_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[
     epochs = getattr(spec.train, "epochs", 0)
     tasks = sets * spec.train.members
     together = sets if Train(spec).together else 0
-    what = f"{spec.train.model}: {spec.train.members} models for each of {sets} training sets, {epochs} epochs"
+    what = f"{spec.train.model}: {spec.train.members} models for each of {sets} training sets"
+    what += f", {epochs} epochs" if epochs else ""
     return tasks + together, what, tasks * epochs * _sizes(spec)[0] * atoms * TRAIN
 
 

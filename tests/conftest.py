@@ -38,6 +38,7 @@ FINDERS: dict[str, Callable[[], bool]] = {
     "skmatter": lambda: find_spec("skmatter") is not None,
     "torchani": lambda: find_spec("torchani") is not None,
     "quippy": lambda: all(find_spec(name) is not None for name in ("quippy", "f90wrap")),
+    "globus_compute_endpoint": lambda: find_spec("globus_compute_endpoint") is not None,
 }
 #: Never a failure when missing: a machine without it can still check everything else.
 OPTIONAL = {"gpu"}

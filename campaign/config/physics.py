@@ -408,6 +408,7 @@ def check_density(view: View) -> Iterator[Problem]:
     elif a and not composition:
         prototype = view.text(*place, "prototype") or ""
         cells = len(numbers) / ATOMS[prototype]
+        a = min(a, 1e50)  # its cube is a number
         c = view.number(*place, "c", default=a * (8 / 3) ** 0.5) or a
         volume, key, wide = cells * (a**2 * c * 3**0.5 / 2 if prototype == "hcp" else a**3), "a", 1 / 3
     else:
@@ -415,7 +416,8 @@ def check_density(view: View) -> Iterator[Problem]:
     if not LEAST_VOLUME * spheres <= volume <= MOST_VOLUME * spheres:
         size = "crush" if volume < spheres else "part"
         got = view.number(*place, key) or 0.0
-        low, high = sorted(got * (x * spheres / volume) ** wide for x in (LEAST_VOLUME, MOST_VOLUME))
+        at = min(got, 1e50) if key == "a" else got
+        low, high = sorted(at * (x * spheres / volume) ** wide for x in (LEAST_VOLUME, MOST_VOLUME))
         what = f"this would {size} the atoms far beyond any matter"
         unit = "Å" if key == "a" else "g/cm^3"
         yield view.problem((*place, key), what, got, f"write {unit} between {low:.2g} and {high:.2g}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics, Network
+from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics, Trained
 from campaign.config.fields import suggest
 from campaign.config.labels import CP2KLabel
 from campaign.config.physics import View
@@ -198,7 +198,7 @@ def _label_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
 def _train_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
     """Yield what training asks for and the site has not: GPUs, cores of a worker, a command for MPI ranks."""
     spec = loaded.spec.train
-    if not isinstance(spec, Network):
+    if not isinstance(spec, Trained):
         return
 
     def problem(key: str, what: str, remedy: str) -> Problem:

@@ -152,3 +152,30 @@ def _marked(mark: str) -> Iterator[int]:
 def _last_line(path: Path) -> str:
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
+
+
+def start_detached(command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]) -> int:
+    """Start a program that outlives this process and everything that ends with it; return its process id.
+
+    Parameters
+    ----------
+    command
+        The program and its arguments.
+    folder
+        Working directory.
+    log
+        What it prints is added to this file.
+    environment
+        All of its environment.
+    """
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    return process.pid

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 from campaign.frames import frame_id
 from campaign.stages.board import Board, FrameSet
-from campaign.stages.sample import VERSION, segments_of, set_points
-from campaign.stages.select import species_of
-from campaign.stages.selecting import LIMITS
+from campaign.stages.segments import VERSION, segments_of, set_points
+from campaign.stages.selecting import LIMITS, species_of
 from campaign.tasks import Json, Record, Task
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
 from campaign.stages import learning, sample_file, sample_md, sample_momt
 from campaign.stages.board import Board, Shard
+from campaign.stages.segments import VERSION, segments_of, set_points
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from campaign.engines.walkers import Stretch, Walker
     from campaign.stages.sample_file import Source
     from campaign.store.store import Store
-
-VERSION = 2
 
 #: Tries of a segment: the second is made at half the time step, and keeps the good frames of a walker that fails again.
 ATTEMPTS = 2
@@ -217,19 +216,6 @@ def _settings(
     if method.method == "momt":
         extra |= {"lost": [], "until": common["learn"].pop("until")}
     return common | {"potential": digests[potential.lammps]}, extra
-
-
-def segments_of(frames: int, size: int) -> list[int]:
-    """Return the frames of each segment; a short last one."""
-    return [size] * (frames // size) + ([frames % size] if frames % size else [])
-
-
-def set_points(temperature: Any, start: int, stop: int, total: int) -> list[float]:
-    """Return the set points (K) at the start and the end of a segment."""
-    if isinstance(temperature, int | float):
-        return [float(temperature)] * 2
-    low, high = temperature
-    return [low + (high - low) * k / total for k in (start, stop)]
 
 
 def work(task: Task, context: Context) -> Outcome:

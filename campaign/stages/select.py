@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from campaign.science.selectors import SELECTORS
 from campaign.stages.board import HELD_OUT, Board, FrameSet, Shard
-from campaign.stages.selecting import LIMITS, compared_sets, draw, finish_pool, look_at, stream
+from campaign.stages.selecting import LIMITS, compared_sets, draw, finish_pool, look_at, species_of, stream
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
@@ -237,19 +237,6 @@ def _places(shard: Shard) -> tuple[int, int, int, int]:
     if p["method"] == "file":
         return p["entry"], p["start"], p["every"], p["stop"]
     return p["walker"][0], p["first"], 1, p["first"] + p["frames"]
-
-
-def species_of(campaign: Campaign, sources: Sequence[Source]) -> dict[str, Json]:
-    """Return the elements of the whole campaign: of its files of frames, and of the structure that is moved.
-
-    Those of a structure's file are read by the worker.
-    """
-    found = {element for source in sources for element in source.species}
-    if all(m.method == "file" for m in campaign.sample) and found:
-        return {"species": sorted(found), "structure": None}
-    structure: dict[str, Json] = campaign.system.structure.model_dump(mode="json")
-    found |= {*structure.get("elements", ()), *structure.get("packing", ())}
-    return {"species": sorted(found), "structure": {"file": structure["file"]} if "file" in structure else None}
 
 
 def load(task: Task) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from campaign.tasks import Json, Outcome, Task
 if TYPE_CHECKING:
     from campaign.config import Campaign
     from campaign.engines.descriptors import Descriptor
+    from campaign.stages.sample_file import Source
     from campaign.store.store import Store
 
 #: Keys of every ``select`` and ``distill`` section that say which frames are refused.
@@ -240,6 +241,19 @@ def compared_sets(campaign: Campaign, method: str, size: int) -> list[FrameSet]:
                 found[RANDOM] = FrameSet(RANDOM, size, train=True)
             found[HELD_OUT] = FrameSet(HELD_OUT, test.held_out, train=False)
     return list(found.values())
+
+
+def species_of(campaign: Campaign, sources: Sequence[Source]) -> dict[str, Json]:
+    """Return the elements of the whole campaign: of its files of frames, and of the structure that is moved.
+
+    Those of a structure's file are read by the worker.
+    """
+    found = {element for source in sources for element in source.species}
+    if all(m.method == "file" for m in campaign.sample) and found:
+        return {"species": sorted(found), "structure": None}
+    structure: dict[str, Json] = campaign.system.structure.model_dump(mode="json")
+    found |= {*structure.get("elements", ()), *structure.get("packing", ())}
+    return {"species": sorted(found), "structure": {"file": structure["file"]} if "file" in structure else None}
 
 
 def draw(task: Task, store: Store) -> Outcome:

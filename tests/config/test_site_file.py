@@ -199,6 +199,9 @@ def test_training_on_gpus_or_processes_that_the_site_has_not(tmp_path: Path) -> 
     (problem,) = check_together(loaded, load_site(write(tmp_path, cpus)))
     assert "train.device: executor cpu of site cluster has no GPUs, got cuda; write 'device: cpu', or" in problem
     assert check_together(loaded, load_site(write(tmp_path, GOOD))) == []
+    keys = "  model: schnet\n  members: 2\n  features: 32\n  interactions: 2\n"
+    ani = changed(tmp_path, keys, "  model: ani\n  device: cuda\n")
+    assert len(check_together(ani, load_site(write(tmp_path, cpus)))) == 1
     loaded = changed(tmp_path, "  batch: 1\n  rate", "  batch: 4\n  processes: 4\n  rate")
     (problem,) = check_together(loaded, load_site(write(tmp_path, cpus)))  # 2 cores a worker, nodes of 4
     assert "train.processes: a worker of executor cpu of site cluster has 2 cores, got 4; write cores_per_" in problem

@@ -298,6 +298,9 @@ CASES = {
     "together in several processes": Wrong(
         "members: 2", "batch: 2, processes: 2, together: true", 16, "train.together", "true", "or 'processes'"
     ),
+    "together for ANI": Wrong(
+        "schnet, members: 2", "ani, members: 2, together: true", 16, "train.together", "true", "remove it"
+    ),
     "together that is no switch": Wrong("members: 2", "together: gpu", 16, "train.together", "'gpu'", "true or false"),
     "length of a training given twice": Wrong(
         "label: {engine: lammps}",
@@ -314,6 +317,9 @@ CASES = {
         "members: 2", "loss: {energy: 0, forces: 0, stress: 0}", 16, "train.loss", "{energy: 0", "weight above 0"
     ),
     # Physics and files
+    "lattice constant of a galaxy": Wrong(
+        "a: 5.64", "a: 5.7e102", 4, "system.structure.a", "5.7e+102", "write Å between"
+    ),
     "no such element": Wrong("[Na, Cl]", "[Na, CL]", 4, "system.structure.elements[1]", "'CL'", "'Cl'"),
     "element not in potential": Wrong(
         "[Na, Cl]", "[K, Cl]", 5, "system.potential.lammps", "'potentials/nacl.lmp'", "with K in it"

@@ -96,6 +96,7 @@ WRONG = {
     "another": ("interactions: 3", "train.interactions", "3", "it passes no messages"),
     "unknown key": ("neurons: 4", "train.neurons", "4", "there is no such key"),
     "angles beyond the distances": ("angular_cutoff: 6.5", "train.angular_cutoff", "6.5", "write less than 6"),
+    "members together": ("together: true", "train.together", "true", "trained one by one"),
     "no layer": ("layers: []", "train.layers", "[]", "write at least 1"),
     "a layer of nothing": ("layers: [64, 0]", "train.layers[1]", "0", "at least 1"),
 }

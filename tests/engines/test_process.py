@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from campaign.engines.process import run
+from campaign.engines.process import run, start_detached
 from campaign.errors import EngineError
 
 MARK = "campaign-test-grandchild"
@@ -175,3 +175,12 @@ def kill_launcher(folder):
     for process in grandchildren(folder):
         if process.name().startswith("mpirun"):
             process.kill()
+
+
+def test_a_detached_program_has_a_session_and_an_environment_of_its_own(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    code = "import os; print(os.getsid(0) == os.getpid(), os.getcwd(), min(os.environ))"
+    pid = start_detached([sys.executable, "-c", code], tmp_path, log, {"AAA": "1"})
+    assert os.waitpid(pid, 0)[1] == 0
+    assert log.read_text() == f"before\nTrue {tmp_path} AAA\n"

@@ -97,6 +97,27 @@ def test_a_driver_killed_anywhere_comes_to_the_same_end(drive, made_up, memory, 
         assert [s.finished(third.board) for s in third.stages] == [True] * 5
 
 
+@pytest.mark.parametrize("salt", range(4))
+def test_members_trained_together_come_to_the_same_end_in_any_order_and_after_kills(
+    drive, made_up, memory, campaign, salt
+):
+    """Salt 0 fails nothing; others fail some of the tasks that train members together, or their members."""
+    spec = campaign(train={"model": "schnet", "members": 3, "together": True})
+    rule = failing(salt, 0 if salt == 0 else 1.0)
+    whole, runner, _ = drive(made_up(99, rule), spec=spec)
+    check_ended(whole)
+    expected = outcome(whole, runner)
+    for stop in range(0, len(runner.order) - 2, 5):
+        kept = memory()
+        with pytest.raises(KeyboardInterrupt):
+            drive(made_up(stop, rule, stop), kept, spec)
+        flow, after, _ = drive(made_up(stop + 1, rule), kept, spec)
+        after.order += [t for t in kept.history().done if t not in after.order]
+        assert outcome(flow, after) == expected
+    counts = expected["status"]["train"]
+    assert counts["done"] + counts["failed"] == counts["total"] >= 4  # two sets of the same frames share theirs
+
+
 @pytest.mark.parametrize("stage", ["sample", "select", "label", "train", "validate"])
 @pytest.mark.parametrize("which", ["all", "first", "last"])
 def test_a_stage_that_fails_never_hangs_the_campaign(drive, made_up, stage, which):

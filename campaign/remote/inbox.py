@@ -1,0 +1,101 @@
+"""The files that came with a campaign: looked at aside, and taken in when all is right with them.
+
+The checks are those of ``campaign run`` itself, so nothing is accepted here that would be refused at a terminal.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from campaign.config.yaml_lines import show
+from campaign.errors import InputError
+from campaign.remote.allowed import inside
+from campaign.remote.protocol import LARGEST, check_path, too_large
+
+if TYPE_CHECKING:
+    from campaign.config import Campaign, Loaded
+
+#: The folder of a run in which what was sent lies: no campaign has such a name.
+INPUTS = "_inputs"
+
+
+def take_in(folder: Path, root: Path, site: str, file: str, files: dict[str, bytes]) -> Loaded[Campaign]:
+    """Check a campaign that was sent and put its files into ``folder/_inputs``.
+
+    Parameters
+    ----------
+    folder
+        The run's.
+    root
+        The machine's folder of campaigns: the one place that a campaign may write to.
+    site
+        The site it shall run on: a name or a site file.
+    file, files
+        The name of the campaign file, and every file by its path relative to it.
+
+    Returns
+    -------
+    Loaded
+        The campaign where it lies now.
+
+    Raises
+    ------
+    InputError
+        With everything that is wrong; nothing was changed.
+    """
+    from campaign.config import load_campaign
+
+    if file not in files or len(check_path(file, "file")) != 1:
+        raise InputError(f"file: the campaign file is not among the files sent, got {show(file)}; send it with them.")
+    sizes = {name: len(content) for name, content in files.items()}
+    if sum(sizes.values()) > LARGEST:
+        raise InputError(too_large(sizes))
+    target = inside(folder, (INPUTS,), "inputs")
+    with _aside(folder) as aside:
+        for name, content in files.items():
+            path = inside(aside, check_path(name, "files"), "files")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        try:
+            _check(load_campaign(aside / file), site, set(files), root)
+        except InputError as error:
+            raise InputError(*(p.replace(f"{aside}/", "") for p in error.problems)) from None
+        for name in sorted(files, key=lambda n: n == file):  # the campaign file last: where it is, the others are
+            place = inside(target, check_path(name, "files"), "files")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).replace(place)
+    return load_campaign(target / file)
+
+
+def _check(loaded: Loaded[Campaign], site: str, sent: set[str], root: Path) -> None:
+    from campaign.config import check_together, load_site
+    from campaign.inputs import check_models, frame_sources, read_files
+
+    problems = [*check_together(loaded, load_site(site)), *check_models(loaded)]
+    frame_sources(loaded)  # looks through them
+    frames = {str(Path(m.file)) for m in loaded.spec.sample if m.method == "file"}
+    named = {str(Path(n)) for n in read_files(loaded)} | frames | {loaded.path.name}
+    for name in sorted(n for n in sent if str(Path(n)) not in named):
+        problems.append(f"{name}: this file was sent and the campaign does not name it; send it without.")
+    cache = getattr(loaded.spec.label, "cache", None)
+    if cache is not None and Path(cache).is_absolute() and not Path(cache).resolve().is_relative_to(root):
+        line = loaded.lines.get("label.cache", 1)
+        what = "a campaign that was sent keeps its labels under the endpoint's folder for campaigns"
+        problems.append(f"{loaded.path}:{line}: label.cache: {what}, got {show(cache)}; write one below {root}")
+    if problems:
+        raise InputError(*problems)
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    path = folder / f".incoming-{uuid.uuid4().hex}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
