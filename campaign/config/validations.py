@@ -198,6 +198,9 @@ class RelaxThreshold(Model):
     energy: EnergyLimit | None = Field(
         "20 meV/atom", description="of a structure's energy over the reference's lowest structure, with its unit"
     )
+    absolute: EnergyLimit | None = Field(
+        None, description="of the energy itself, with its unit; default none: labels may count from another zero"
+    )
     length: LengthLimit | None = Field("2 %", description="of cell lengths and bond lengths, with its unit")
     order: Switch = Field(True, description="whether the structures must have the same order of energies")
 

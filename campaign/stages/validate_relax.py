@@ -78,9 +78,10 @@ def judge(rows: list[dict[str, Json]], threshold: dict[str, Json]) -> dict[str, 
     rows
         For each structure its ``name``, and as ``model`` (None where it failed) and ``reference`` what ``relax`` found.
     threshold
-        ``energy``, ``length`` (with their units, or None) and ``order``, as in the campaign file.
+        ``energy``, ``absolute``, ``length`` (with their units, or None) and ``order``, as in the campaign file.
     """
     energy = parse(threshold["energy"], "energy")[0] if threshold["energy"] else math.inf
+    absolute = parse(threshold["absolute"], "energy")[0] if threshold["absolute"] else math.inf
     length, relative = parse(threshold["length"], "length") if threshold["length"] else (math.inf, True)
     lowest = min(range(len(rows)), key=lambda k: float(rows[k]["reference"]["energy"]))
     zero = {side: (rows[lowest][side] or {}).get("energy", math.nan) for side in ("model", "reference")}
@@ -100,6 +101,8 @@ def judge(rows: list[dict[str, Json]], threshold: dict[str, Json]) -> dict[str, 
             entry["energy_difference"], entry["energy_offset"] = off, ours["energy"] - theirs["energy"]
             if not abs(off) <= energy:
                 bad.append(f"its energy is off by {1e3 * off:.3g} meV/atom")
+            if not abs(entry["energy_offset"]) <= absolute:
+                bad.append(f"its energy itself is off by {1e3 * entry['energy_offset']:.3g} meV/atom")
             worst = _worst(ours, theirs, relative)
             entry["length_difference"] = worst
             if not worst <= length:

@@ -11,7 +11,7 @@ from campaign.engines.fake import ToyCrystal
 from campaign.engines.structures import build_structure
 from campaign.frames import Frames
 from campaign.report.html import render
-from campaign.stages.validate_relax import usual_crystals
+from campaign.stages.validate_relax import judge, usual_crystals
 from campaign.stages.verdicts import read_result
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
@@ -262,6 +262,60 @@ def test_usual_crystals_have_the_volume_of_the_system():
             assert atoms.get_volume() / len(atoms) == pytest.approx(volume)
 
 
+RELAX = {"energy": "20 meV/atom", "absolute": None, "length": "2 %", "order": True}
+
+
+def crystal(name, energies, length=4.0, converged=True):
+    """Return a relaxed structure as ``judge`` takes it: the model's energy and the reference's, the model's length."""
+    one = {"bonds": {"Al-Al": 2.8}, "steps": 9, "converged": True}
+    model, reference = ({**one, "energy": e, "lengths": [a] * 3} for e, a in zip(energies, (length, 4.0), strict=True))
+    return {"name": name, "model": model | {"converged": converged}, "reference": reference}
+
+
+@pytest.mark.parametrize(
+    ("rows", "threshold", "cause"),
+    [
+        ([crystal("fcc", (-3.41, -3.40)), crystal("bcc", (-3.33, -3.31))], {}, ""),
+        # the model counts from another zero: what is left is the same
+        ([crystal("fcc", (-13.41, -3.40)), crystal("bcc", (-13.32, -3.31))], {}, ""),
+        (
+            [crystal("fcc", (-13.41, -3.40)), crystal("bcc", (-13.32, -3.31))],
+            {"absolute": "0.5 eV/atom"},
+            "fcc: its energy itself is off by -1e+04 meV/atom. bcc: its energy itself is off by -1e+04 meV/atom.",
+        ),
+        (
+            [crystal("fcc", (-3.40, -3.40)), crystal("bcc", (-3.34, -3.31))],
+            {},
+            "bcc: its energy is off by -30 meV/atom.",
+        ),
+        (
+            [crystal("fcc", (-3.40, -3.40)), crystal("hcp", (-3.405, -3.395))],
+            {},
+            "The order of energies is hcp < fcc, not fcc < hcp.",
+        ),
+        ([crystal("fcc", (-3.40, -3.40)), crystal("hcp", (-3.405, -3.395))], {"order": False}, ""),
+        ([crystal("fcc", (-3.40, -3.40), 4.1)], {}, "fcc: a length is off by 2.5 %."),
+        ([crystal("fcc", (-3.40, -3.40), 4.1)], {"length": "0.2 Å"}, ""),
+        ([crystal("fcc", (-3.40, -3.40), 4.1)], {"length": None}, ""),
+        (
+            [crystal("fcc", (-3.40, -3.40), converged=False)],
+            {},
+            "fcc: with the model it did not converge in 9 steps.",
+        ),
+        (
+            [crystal("fcc", (-3.40, -3.40)) | {"model": None, "cause": "It exploded."}],
+            {},
+            "fcc: the model failed on it: It exploded.",
+        ),
+    ],
+)
+def test_relaxed_crystals_are_judged(rows, threshold, cause):
+    found = judge([dict(row) for row in rows], RELAX | threshold)
+    assert found["cause"].rstrip(".") == cause.rstrip(".")
+    assert found["pass"] is (cause == "")
+    assert len(found["says"]) == len(rows)
+
+
 def test_relaxed_crystals_of_a_toy(store, tmp_path, do):
     """Purely repulsive: every crystal grows until no pair is within reach, with the model as with the reference."""
     record = new_record(Task("train", "x", {}), 0)
@@ -270,7 +324,7 @@ def test_relaxed_crystals_of_a_toy(store, tmp_path, do):
     fcc = {"prototype": "fcc", "elements": ["Ar"], "a": 5.0, "c": None, "supercell": [2, 1, 1], "digest": ""}
     params = {
         "method": "relax", "models": [record["task"]], "structures": [fcc, {**fcc, "prototype": "bcc", "a": 4.0}],
-        "force": 0.005, "steps": 100, "threshold": {"energy": "20 meV/atom", "length": "2 %", "order": True},
+        "force": 0.005, "steps": 100, "threshold": RELAX,
     }  # fmt: skip
     found = do(params, ())
     assert found["pass"]
