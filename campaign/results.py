@@ -453,8 +453,8 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
         reasons = _rejected(flow)
         blocks = iter(store.collect("sample", list(reasons)))
     elif what == "failed":
-        stage = next((s for s in flow.stages if isinstance(s, Validate)), None)
-        runs = [task for task in (stage.runs() if stage is not None else []) if read_result(store, task).get("before")]
+        runs = [run for s in flow.stages if isinstance(s, Validate) for run in s.runs()]
+        runs = [run for run in runs if read_result(store, run).get("before")]
         blocks = store.stream("validate", runs)
     else:
         raise InputError(f"WHAT: one of pool, selected, labelled, rejected, failed is needed, got {what!r}.")
