@@ -19,6 +19,7 @@ from campaign.config.yaml_lines import Problem
 from campaign.engines.frame_format import WrongFrames
 from campaign.errors import EngineError, InputError, StoreError
 from campaign.stages.sample_file import Source, look
+from campaign.stages.validate_runs import too_short
 
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded
@@ -142,7 +143,7 @@ def read_in_place(loaded: Loaded[Campaign]) -> dict[str, Path]:
 
 
 def check_models(loaded: Loaded[Campaign]) -> list[str]:
-    """Return what is wrong with the model files that a campaign samples with, on the campaign file's lines.
+    """Return what is wrong with model files that are sampled with, and with how long tests run, on the file's lines.
 
     A cutoff that is longer than half the cell needs no word: models see as many images as it reaches.
     """
@@ -172,6 +173,11 @@ def check_models(loaded: Loaded[Campaign]) -> list[str]:
             what = f"the structure has {lack}, which this model (trained on {have}) has not seen"
             remedy = f"name a model that was trained on {lack} too"
             problems.append(Problem(line, key, what, f"'{spec.model}'", remedy))
+    for number, time, needed in too_short(loaded.spec.validation, loaded.spec.seed):
+        key = f"validate[{number}]"
+        what = "the run that this works on has no room for its blocks, each with the lags of its fit"
+        remedy = f"give that run a time of {needed:.3g} or more, or write fewer 'blocks' or a shorter 'fit'"
+        problems.append(Problem(loaded.lines.get(key, 1), key, what, f"a run of {time:g} ps", remedy))
     return [p.text(loaded.path) for p in problems]
 
 

@@ -11,7 +11,7 @@ stage tells another stands on a board: shards of the pool, sets of chosen frames
     label     every chosen frame is computed by the reference method as soon as it is chosen
     train     an ensemble for each training set
     learn     dynamics with the model; what it does not know joins the training set, round after round
-    validate  errors, stability, structure: a verdict for each
+    validate  errors, stability, structure, density, transport, crystals: a verdict for each
 
 ``Flow`` runs this loop until nothing is left; finished tasks are known by their ids and never run twice.
 """

@@ -25,6 +25,7 @@ from campaign.stages.selecting import species_of
 from campaign.stages.train import Train
 from campaign.stages.transfer import Transfer, far
 from campaign.stages.validate import Validate
+from campaign.stages.validate_runs import runs_of
 from campaign.tasks import Context, Json, Record, Task
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def _frames(spec: Campaign, sources: Sequence[Source]) -> int:
 
 def _variants(spec: Campaign) -> list[str]:
     parts: list[str] = [*(m.method for m in spec.sample), *(t.method for t in spec.validation)]
+    parts += ["stability"] if runs_of(spec.validation, spec.seed)[0] else []
     parts += [spec.select.method] if spec.select else []
     parts += [spec.label.engine] if spec.label else []
     parts += [spec.label.calculator] if spec.label and spec.label.engine == "ase" else []
@@ -411,7 +413,7 @@ def _learn_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[
 
 
 def _validate_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[int, str, float]:
-    steps = sum(t.time / t.timestep for t in spec.validation if t.method == "stability")
+    steps = sum(run.spec["time"] / run.spec["timestep"] for run in runs_of(spec.validation, spec.seed)[0])
     members = spec.train.members if spec.train else 1
     counts = Counter(t.method for t in spec.validation)
     return Validate(spec, {}).total(Board()), ", ".join(counts), steps * atoms * MODEL_STEP * members

@@ -27,7 +27,8 @@ from campaign.stages.sample import Sample
 from campaign.stages.select import Select
 from campaign.stages.trained import HISTORY, export_model, load_model, model_path
 from campaign.stages.transfer import Transfer
-from campaign.stages.validate import Validate, read_result
+from campaign.stages.validate import Validate
+from campaign.stages.verdicts import read_result
 from campaign.store.groups import translate
 from campaign.store.ledger import read_ledger
 from campaign.store.store import QUARANTINE, Store
@@ -152,6 +153,9 @@ def _headline(result: dict[str, Json]) -> list[str]:
     if result["method"] == "stability":
         where = f"{result['ensemble'].upper()} at {result['temperature']:g} K"
         return [f"stability   {verdict}: {result['reached']:g} of {result['time']:g} ps {where}"]
+    if "says" in result:
+        lines = [f"{result['method']:<11} {said}" for said in result["says"]]
+        return [*lines, f"{result['method']:<11} {verdict}{': ' if result['cause'] else ''}{result['cause']}"]
     worst = result["headline"]["worst"]
     found = "no run to compare" if worst is None else f"{worst:.3f}"
     return [f"{result['method']:<11} {verdict}: {found}, at most {limit:g} is asked"]
@@ -168,12 +172,6 @@ def _models(flow: Flow) -> list[str]:
 def _validation(flow: Flow, store: Store) -> list[tuple[str, dict[str, Json]]]:
     stage = next((s for s in flow.stages if isinstance(s, Validate)), None)
     return [(name, read_result(store, task)) for name, task in stage.results()] if stage is not None else []
-
-
-def _tests(flow: Flow, store: Store) -> list[tuple[str, dict[str, Json]]]:
-    stage = next((s for s in flow.stages if isinstance(s, Validate)), None)
-    tasks = dict.fromkeys(task for _, task in stage.results()) if stage is not None else {}
-    return [(task, read_result(store, task)) for task in tasks]
 
 
 def _training(flow: Flow, store: Store) -> list[dict[str, Json]]:
@@ -484,7 +482,8 @@ def export(flow: Flow, store: Store, what: str, to: Path) -> int:
         reasons = _rejected(flow)
         blocks = iter(store.collect("sample", list(reasons)))
     elif what == "failed":
-        runs = [task for task, result in _tests(flow, store) if result.get("before")]
+        runs = [run for s in flow.stages if isinstance(s, Validate) for run in s.runs()]
+        runs = [run for run in runs if read_result(store, run).get("before")]
         blocks = store.stream("validate", runs)
     else:
         raise InputError(f"WHAT: one of pool, selected, labelled, rejected, failed is needed, got {what!r}.")

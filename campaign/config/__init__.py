@@ -17,25 +17,17 @@ if TYPE_CHECKING:
     from campaign.config.campaign_file import (
         NPT,
         NVT,
-        RDF,
         STAGES,
         Campaign,
-        Errors,
         FakeModel,
         FakeSample,
         FileSample,
         Loss,
-        Packing,
         Prepare,
-        Prototype,
         Sample,
         SchNet,
-        Stability,
-        StructureFile,
         System,
-        Thresholds,
         Train,
-        Validate,
     )
     from campaign.config.data_files import PotentialHeader, read_potential_header, read_structure
     from campaign.config.labels import CALCULATORS, AseLabel, CP2KLabel, FakeLabel, Label, LammpsLabel, Potential
@@ -43,12 +35,13 @@ if TYPE_CHECKING:
     from campaign.config.selections import Random, Representation, RNDStream, Select
     from campaign.config.site_checks import check_together
     from campaign.config.site_file import Executor, Site
+    from campaign.config.structures import Packing, Prototype, StructureFile
     from campaign.config.templates import copy_template, site_names, site_path, template_names, template_path
+    from campaign.config.validations import RDF, Errors, Stability, Thresholds, Validate
 
 _HOME = {
     "campaign_file": (
-        "NPT NVT RDF STAGES Campaign Errors FakeModel FakeSample FileSample Loss MOMT Packing Prepare Prototype "
-        "Sample SchNet Stability StructureFile System Thresholds Train Validate"
+        "NPT NVT STAGES Campaign FakeModel FakeSample FileSample Loss MOMT Prepare Sample SchNet System Train"
     ),
     "data_files": "PotentialHeader read_potential_header read_structure",
     "labels": "CALCULATORS AseLabel CP2KLabel FakeLabel Label LammpsLabel Potential",
@@ -56,7 +49,9 @@ _HOME = {
     "selections": "Random Representation RNDStream Select",
     "site_checks": "check_together",
     "site_file": "Executor Site",
+    "structures": "Packing Prototype StructureFile",
     "templates": "copy_template site_names site_path template_names template_path",
+    "validations": "RDF Errors Stability Thresholds Validate",
 }
 
 __all__ = [

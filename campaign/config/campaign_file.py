@@ -12,7 +12,6 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from campaign.config.fields import (
     Bins,
-    Composition,
     Count,
     Element,
     FileName,
@@ -31,76 +30,19 @@ from campaign.config.fields import (
 from campaign.config.labels import Label, LammpsLabel, Potential
 from campaign.config.learning import ActiveLearning, Guards
 from campaign.config.selections import Distill, Select
+from campaign.config.structures import PROTOTYPES as PROTOTYPES
+from campaign.config.structures import Structure
 from campaign.config.transfers import Transfer
+from campaign.config.validations import Errors as Errors
+from campaign.config.validations import Validate
 
 #: Every stage, in the order of the campaign.
 STAGES = ("sample", "select", "distill", "label", "train", "learn", "transfer", "validate")
 
-#: Elements each prototype needs.
-PROTOTYPES = {
-    "rocksalt": 2,
-    "zincblende": 2,
-    "cesiumchloride": 2,
-    "fcc": 1,
-    "bcc": 1,
-    "hcp": 1,
-    "sc": 1,
-    "diamond": 1,
-}
-
 #: Known words of the campaign file that this version does not do yet, by key ("" holds the top-level keys).
 NOT_YET: dict[str, frozenset[str]] = {
     "select.method": frozenset({"uq"}),
-    "validate.method": frozenset(
-        {"diffusion", "conductivity", "density", "relaxation", "relaxations", "overlap", "rerun"}
-    ),
 }
-
-
-class Prototype(Model):
-    """A perfect crystal, repeated."""
-
-    prototype: Literal["rocksalt", "zincblende", "cesiumchloride", "fcc", "bcc", "hcp", "sc", "diamond"] = Field(
-        description="crystal structure", examples=["rocksalt"]
-    )
-    elements: tuple[Element, ...] = Field(
-        min_length=1, description="chemical symbols, in the order of the sublattices", examples=[["Na", "Cl"]]
-    )
-    a: Positive = Field(description="lattice constant of the cubic (hcp: hexagonal) cell, Å", examples=[5.64])
-    c: Positive | None = Field(None, description="second lattice constant, Å, of hcp only; default ideal")
-    supercell: tuple[Count, Count, Count] = Field(
-        (1, 1, 1), description="how often the cell is repeated along each axis", examples=[[2, 2, 2]]
-    )
-
-
-class StructureFile(Model):
-    """A starting structure read from a file (extxyz, xyz, cif, POSCAR)."""
-
-    file: FileName = Field(description="structure file", examples=["start.extxyz"])
-
-
-class Packing(Model):
-    """Atoms at random in a cubic cell, pushed apart: a liquid or a glass to start from."""
-
-    packing: Composition = Field(description="atoms of each element", examples=[{"Na": 32, "Cl": 32}])
-    density: Positive = Field(description="g/cm^3", examples=[1.5])
-    seed: NonNegativeInteger | None = Field(None, description="of the random places; default the campaign's seed")
-
-
-def _structure_tag(value: Any) -> str | None:
-    if isinstance(value, dict):
-        words = {"prototype": "@prototype", "packing": "@packing", "file": "@file", "density": "@packing"}
-        return next((tag for key, tag in words.items() if key in value), "@prototype")
-    kinds: tuple[tuple[type, str], ...] = ((Prototype, "@prototype"), (StructureFile, "@file"), (Packing, "@packing"))
-    return next((tag for kind, tag in kinds if isinstance(value, kind)), None)
-
-
-Structure = Annotated[
-    Annotated[Prototype, Tag("@prototype")]
-    | Annotated[StructureFile, Tag("@file")]
-    | Annotated[Packing, Tag("@packing")],
-    Discriminator(_structure_tag),
-]
 
 
 class System(Model):
@@ -456,49 +398,6 @@ Train = Annotated[
     | Annotated[GAP, Tag("@gap")]
     | Annotated[FakeModel, Tag("@fake")],
     Discriminator(tag_by("model")),
-]
-
-
-class Thresholds(Model):
-    """Largest errors with which a model counts as usable."""
-
-    forces: Positive | None = Field(0.15, description="force RMSE, eV/Å")
-
-
-class Errors(Model):
-    """Errors of energy, forces and stress on held-out frames."""
-
-    method: Literal["errors"] = "errors"
-    held_out: Count = Field(200, description="frames of the pool that are labelled for the test alone")
-    against: tuple[Literal["random"], ...] = Field((), description="selections of the same size to compare with")
-    threshold: Thresholds = Field(default_factory=Thresholds, description="largest errors that pass")
-
-
-class Stability(Model):
-    """Molecular dynamics driven by the trained model, watched for every failure."""
-
-    method: Literal["stability"] = "stability"
-    ensemble: Literal["nvt", "npt"] = Field("npt", description="ensemble of the run")
-    temperature: Positive = Field(description="K", examples=[1400])
-    pressure: Number = Field(1.0, description="bar; of npt only")
-    time: Positive = Field(description="ps", examples=[100])
-    timestep: Positive = Field(0.002, le=0.02, description="ps: 0.002 is usual, 0.02 the most")
-    every: Count = Field(10, description="steps between kept frames")
-    segment: Count = Field(500, description="frames in a segment, the unit of resume")
-
-
-class RDF(Model):
-    """Partial radial distribution functions of the stability run against the reference potential's."""
-
-    method: Literal["rdf"] = "rdf"
-    bins: Count = Field(100, description="bins of the histogram")
-    cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
-    threshold: Positive = Field(0.1, description="largest mean |g_model - g_reference| that passes")
-
-
-Validate = Annotated[
-    Annotated[Errors, Tag("@errors")] | Annotated[Stability, Tag("@stability")] | Annotated[RDF, Tag("@rdf")],
-    Discriminator(tag_by("method")),
 ]
 
 

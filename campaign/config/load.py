@@ -20,6 +20,7 @@ from campaign.config.site_checks import check_site
 from campaign.config.site_file import Site
 from campaign.config.templates import site_names, site_path
 from campaign.config.transfer_checks import check_transfer
+from campaign.config.validation_checks import check_validations
 from campaign.config.yaml_lines import Problem, read_document, show, write
 from campaign.errors import InputError
 
@@ -82,6 +83,9 @@ def load_campaign(path: Path) -> Loaded[Campaign]:
         problems += check_keys(View(document, problems))
         problems += check_label(View(document, problems), path.parent)
         named, faults = check_template(View(document, problems), path.parent)
+        files |= named
+        problems += faults
+        named, faults = check_validations(View(document, problems), path.parent)
         files |= named
         problems += faults
         problems += check_momt(View(document, problems), path.parent)

@@ -120,7 +120,7 @@ def check_keys(view: View) -> Iterator[Problem]:
     """Yield what does not hold between keys of a campaign file."""
     yield from _stage_order(view)
     yield from _potential_given(view)
-    yield from _prototype(view)
+    yield from check_prototype(view, ("system", "structure"))
     yield from _packing(view)
     yield from _steps(view)
     yield from _sampling_lists(view)
@@ -273,13 +273,6 @@ def _stage_order(view: View) -> Iterator[Problem]:
             names = " and ".join(f"'{n}'" for n in missing)
             what = f"'{stage}' works on the results of {names}"
             yield view.problem((stage,), what, f"no {names}", f"add a section {names}, or remove '{stage}'")
-    methods = [view.text("validate", i, "method") for i in range(len(view.items("validate")))]
-    for i, method in enumerate(methods):
-        if method == "rdf" and "stability" not in methods[:i]:
-            what = "'rdf' works on the run of a 'stability' entry before it"
-            yield view.problem(
-                ("validate", i, "method"), what, "no 'stability'", "put '- {method: stability, ...}' before it"
-            )
 
 
 def _potential_given(view: View) -> Iterator[Problem]:
@@ -293,9 +286,9 @@ def _potential_given(view: View) -> Iterator[Problem]:
     given = view.mapping("label").get("potential") or view.mapping("transfer").get("potential")
     if view.text("label", "engine") == "lammps" and given is None:
         users.append(("label", "engine"))
-    if view.text("train", "model") != "fake":
+    if view.text("train", "model") != "fake" and given is None:
         for i in range(len(view.items("validate"))):
-            if view.text("validate", i, "method") in ("stability", "rdf"):
+            if view.text("validate", i, "method") not in ("errors", None):
                 users.append(("validate", i, "method"))
     for user in users:
         word = view.text(*user)
@@ -303,8 +296,8 @@ def _potential_given(view: View) -> Iterator[Problem]:
         yield view.problem(user, what, "no system.potential", "add 'potential: {lammps: FILE}' under system")
 
 
-def _prototype(view: View) -> Iterator[Problem]:
-    place = ("system", "structure")
+def check_prototype(view: View, place: tuple[Part, ...]) -> Iterator[Problem]:
+    """Yield what does not hold between the keys of a prototype at ``place``."""
     prototype = view.text(*place, "prototype")
     if prototype not in PROTOTYPES:
         return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from campaign.engines.ase_calculator import calculator
 from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 from campaign.science.neighbours import Neighbours, neighbour_list
@@ -234,7 +235,7 @@ class _Evaluates:
 
     def calculator(self) -> Calculator:
         """Return an ASE calculator with energy, forces and stress."""
-        return _calculator(self)
+        return calculator(self)
 
 
 class Potential(_Evaluates):
@@ -446,27 +447,3 @@ class Committee(_Evaluates):
         stacks = [np.stack([f[k] for f in found]) for k in range(3)]
         mean, std = [s.mean(axis=0) for s in stacks], [s.std(axis=0) for s in stacks]
         return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
-
-
-def _calculator(model: _Evaluates) -> Calculator:
-    """Wrap anything with ``evaluate``; the class is made here because ASE is only imported where it is used."""
-    from ase.calculators.calculator import Calculator, all_changes
-    from ase.stress import full_3x3_to_voigt_6_stress
-
-    class PotentialCalculator(Calculator):  # type: ignore[misc]
-        implemented_properties = ("energy", "free_energy", "forces", "stress")
-
-        def calculate(
-            self, atoms: Any = None, properties: Sequence[str] = ("energy",), system_changes: Any = all_changes
-        ) -> None:
-            super().calculate(atoms, properties, system_changes)
-            frame = Frames.build(self.atoms.numbers, self.atoms.positions[None], np.array(self.atoms.cell))
-            energy, forces, stress = model.evaluate(frame)
-            self.results = {
-                "energy": float(energy[0]),
-                "free_energy": float(energy[0]),
-                "forces": forces[0],
-                "stress": full_3x3_to_voigt_6_stress(stress[0]),
-            }
-
-    return PotentialCalculator()

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from campaign.report import figures
+from campaign.report import figures, physics
 from campaign.report.figures import CYCLE, GREY, PINK, QUANTITIES, SKY, Figure
 from campaign.report.sampling import sampling
 from campaign.report.text import cell, count, duration, number, significant
@@ -124,6 +124,7 @@ def _context(data: Data) -> dict[str, Any]:
         "learning": data.get("learning") or {},
         "stability": _stability([r for r in reports if r.get("method") == "stability"], draw),
         "rdf": _rdf(by_method.get("rdf"), draw),
+        "physics": physics.sections(reports, draw),
         "stages": _stages(status, records),
         "gantt": draw("gantt", figures.gantt(records, _colours(records))),
         "gantt_left_out": max(0, len(records) - figures.MOST_BARS),
@@ -151,6 +152,8 @@ def _verdict(reports: Sequence[Data], status: Data) -> dict[str, str]:
     missing = int(((status.get("stages") or {}).get("validate") or {}).get("failed") or 0)
     tail = f" {missing} more could not be done." if missing else ""
     detail = f"{passed} of {len(reports)} validations within their limits.{tail}"
+    wrong = list(dict.fromkeys(_check(r, {})["title"] for r in reports if not r.get("pass")))
+    detail += f" Not within them: {', '.join(wrong)}." if wrong else ""
     if passed == len(reports) and not missing:
         return {"kind": "pass", "text": "Passed", "detail": detail}
     return {"kind": "fail", "text": "Not passed" if passed == len(reports) else "Failed", "detail": detail}
@@ -191,6 +194,8 @@ def _check(report: Data, selection: Data) -> dict[str, Any]:
             worst = max(known, key=lambda p: known[p])
             limit = significant(report.get("threshold"))
             lines.append(f"largest difference {significant(known[worst])} ({worst}), limit {limit}")
+    elif method in physics.TITLES:
+        title, lines = physics.title(report), physics.lines(report)
     return {"title": title, "passed": bool(report.get("pass")), "lines": lines}
 
 

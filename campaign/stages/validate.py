@@ -1,23 +1,26 @@
 """Validation: small tasks, each with a verdict against a stated threshold.
 
-``errors`` on held-out frames; ``stability`` of molecular dynamics driven by the model; ``rdf`` of that run against one
-with the reference potential from the same start. Runs are chains of segments (``validate_md``), as those of sampling.
+``errors`` on held-out frames; ``relax`` of crystals; ``stability`` of molecular dynamics driven by the model; and what
+is read from such runs and those with the reference potential from the same start: ``rdf``, ``overlap``, ``rerun``, and
+``density``, ``diffusion``, ``conductivity``. A run that several tests ask for is made once (``validate_runs``).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from campaign.config.validations import OnRun
 from campaign.engines.models import Mean
 from campaign.stages import validate_md
 from campaign.stages.board import HELD_OUT, Board, FrameSet
+from campaign.stages.reference import reference_of
 from campaign.stages.trained import load_models
+from campaign.stages.validate_runs import ALONE, KEYS, Chain, runs_of
+from campaign.stages.verdicts import publish, read_result
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
     from campaign.store.store import Store
 
 VERSION = 4
-
-#: The runs of a test of stability: with the model, and with the reference potential where a later test asks for it.
-RUNS = ("md", "reference")
 
 #: Points of a parity plot that are kept for the report.
 PARITY_POINTS = 2000
@@ -50,29 +50,42 @@ class Validate:
         self._campaign = campaign
         self._digests = digests
         self._tests = campaign.validation
+        self._runs, self._needs = runs_of(self._tests, campaign.seed)
+        self._chains = {what: Chain(run) for k, run in enumerate(self._runs) for what in (f"md {k}", f"reference {k}")}
         self._ids: dict[str, str] = {}  # what ("errors 0", "md 1", "reference 1", "rdf 2") -> task id
         self._settled: dict[str, str] = {}  # task id -> state
         self._skipped: set[str] = set()
         self._planned: set[str] = set()  # task ids
-        self._segments: dict[str, list[str]] = {}  # run ("md 1", "reference 1") -> its segments so far
-        self._ended: set[str] = set()  # segments at whose end the run had failed
-        self._lost: set[str] = set()  # runs of which a segment could not be done
 
     def plan(self, board: Board) -> Iterator[Task]:
         """Yield the tests that became possible."""
         main = board.training()
         if main is None or board.learning:
             return
-        run = -1
         for number, test in enumerate(self._tests):
             if test.method == "errors":
                 yield from self._errors(number, main, board)
-            elif test.method == "stability":
-                run = number
-                yield from self._stability(number, main, board)
-            elif test.method == "rdf":
-                yield from self._reference(run, main, board)
-                yield from self._rdf(number, run)
+            elif test.method == "relax":
+                yield from self._relax(number, main, board)
+            else:
+                for what in self._runs_for(number):
+                    if what.startswith("md"):
+                        yield from self._model_run(what, main, board)
+                    else:
+                        yield from self._reference_run(what, main, board)
+                if test.method != "stability":
+                    yield from self._on_runs(number)
+
+    def _runs_for(self, number: int) -> list[str]:
+        """Return the runs that a test works on, those with the model first."""
+        test, runs = self._tests[number], self._needs[number]
+        alone = test.method in ALONE or getattr(test, "reference", None) is not None
+        return [f"md {k}" for k in runs] + ([] if alone else [f"reference {k}" for k in runs])
+
+    def _what(self, number: int) -> str:
+        """Return the task that a test's verdict is."""
+        method = self._tests[number].method
+        return f"md {self._needs[number][0]}" if method == "stability" else f"{method} {number}"
 
     def _new(self, what: str, task: Task) -> Iterator[Task]:
         if what in self._ids:
@@ -99,131 +112,123 @@ class Validate:
         params = {"method": "errors", "models": models, "threshold": test.threshold.model_dump(mode="json")}
         yield from self._new(what, Task("validate", "errors", params, tuple(labels), VERSION, priority=3))
 
-    def _dynamics(self, number: int, board: Board) -> dict[str, Json]:
-        """Return what is run; it starts from a frame that was chosen from the pool, not from one that was learned."""
-        start = next(s.chosen for s in board.sets.values() if s.train)
-        test = self._tests[number]
-        keys = ("ensemble", "temperature", "pressure", "time", "timestep", "every")
-        spec = test.model_dump(mode="json")
-        return {**{k: spec[k] for k in keys}, "seed": [self._campaign.seed, number], "start": start}
-
-    def _stability(self, number: int, main: FrameSet, board: Board) -> Iterator[Task]:
-        what = f"md {number}"
+    def _relax(self, number: int, main: FrameSet, board: Board) -> Iterator[Task]:
+        what = f"relax {number}"
         if what in self._ids or main.name not in board.trained:
             return
         models = board.models.get(main.name, [])
         if not models:
             self._skipped.add(what)
             return
-        params = {"method": "stability", **self._dynamics(number, board)}
-        params["models"] = models
-        yield from self._run(number, Task("validate", "stability", params, (), VERSION, priority=3))
+        spec = self._tests[number].model_dump(mode="json")
+        spec["system"] = self._campaign.system.structure.model_dump(mode="json") if not spec["structures"] else {}
+        for structure in (*spec["structures"], spec["system"]):
+            structure["digest"] = self._digests.get(structure.get("file", ""), "")
+        params, extra = reference_of(self._campaign.reference, self._digests)
+        task = Task("validate", "relax", {**spec, **params, "models": models}, (), VERSION, priority=3, extra=extra)
+        yield from self._new(what, task)
 
-    def _reference(self, number: int, main: FrameSet, board: Board) -> Iterator[Task]:
+    def _model_run(self, what: str, main: FrameSet, board: Board) -> Iterator[Task]:
+        if what in self._ids or main.name not in board.trained:
+            return
+        models = board.models.get(main.name, [])
+        if not models:
+            self._skipped.add(what)
+            return
+        params = {"method": "stability", **self._chains[what].run.params(_start(board)), "models": models}
+        yield from self._run(what, Task("validate", "stability", params, (), VERSION, priority=3))
+
+    def _reference_run(self, what: str, main: FrameSet, board: Board) -> Iterator[Task]:
         if not main.closed or not main.chosen:
             return
-        params = {"method": "reference", **self._dynamics(number, board)}
-        extra: dict[str, Json] = {}
-        if self._campaign.system.potential is not None:
-            path = self._campaign.system.potential.lammps
-            params["potential"], extra["potential"] = self._digests[path], path
-        yield from self._run(number, Task("validate", "reference", params, (), VERSION, priority=6, extra=extra))
+        params, extra = reference_of(self._campaign.reference, self._digests)
+        params = {"method": "reference", **self._chains[what].run.params(_start(board)), **params}
+        yield from self._run(what, Task("validate", "reference", params, (), VERSION, priority=6, extra=extra))
 
-    def _run(self, number: int, verdict: Task) -> Iterator[Task]:
+    def _run(self, what: str, whole: Task) -> Iterator[Task]:
         """Yield the next segment of a run of molecular dynamics, and after the last one the task that sums it up."""
-        what = f"{'md' if verdict.name == 'stability' else 'reference'} {number}"
-        if what in self._ids or what in self._lost:
-            return
-        done = self._segments.setdefault(what, [])
-        lengths = _segments(self._tests[number])
-        while not done or self._settled.get(done[-1]) is not None:
-            k = len(done)
-            if done and self._settled[done[-1]] != "done":
-                self._lost.add(what)
-                return
-            if k == len(lengths) or (done and done[-1] in self._ended):
-                yield from self._new(what, replace(verdict, inputs=tuple(done)))
-                return
-            params = {**verdict.params, "segment": k, "frames": lengths[k], "first": sum(lengths[:k])}
-            before = (done[-1],) if done else ()
-            task = replace(verdict, name=f"{verdict.name}/segment {k}", params=params, inputs=before)
-            done.append(task.id)
-            if task.id not in self._planned:
+        chain = self._chains[what]
+        for task in chain.plan(whole, self._settled):
+            if chain.whole == task.id:
+                yield from self._new(what, task)
+            else:
                 self._planned.add(task.id)
                 yield task
 
-    def _rdf(self, number: int, run: int) -> Iterator[Task]:
-        what = f"rdf {number}"
-        if what in self._ids or f"md {run}" in self._skipped:
-            self._skipped |= {what} - set(self._ids)
+    def _on_runs(self, number: int) -> Iterator[Task]:
+        test, what = self._tests[number], self._what(number)
+        needs = self._runs_for(number)
+        if what in self._ids:
             return
-        needs = [f"md {run}", f"reference {run}"]
-        states = ["lost" if n in self._lost else self._settled.get(self._ids.get(n, "")) for n in needs]
-        if None in states:
-            return
-        if states != ["done", "done"]:
+        if any(n in self._skipped for n in needs):
             self._skipped.add(what)
             return
-        spec = self._tests[number].model_dump(mode="json")
-        task = Task("validate", "rdf", spec, tuple(self._ids[n] for n in needs), VERSION, priority=3)
-        yield from self._new(what, task)
+        states = ["lost" if self._chains[n].lost else self._settled.get(self._ids.get(n, "")) for n in needs]
+        if None in states:
+            return
+        if set(states) != {"done"}:
+            self._skipped.add(what)
+            return
+        own = set(OnRun.model_fields) if isinstance(test, OnRun) else {*KEYS, "segment", "temperatures"}
+        spec = test.model_dump(mode="json", exclude=own)
+        extra: dict[str, Json] = {}
+        if test.method != "rdf":
+            spec["runs"] = [{k: self._runs[r].spec[k] for k in KEYS} for r in self._needs[number]]
+        if test.method == "rerun":
+            params, extra = reference_of(self._campaign.reference, self._digests)
+            spec |= params
+        elif test.method == "overlap":
+            spec["seed"] = self._campaign.seed
+        inputs = tuple(self._ids[n] for n in needs)
+        yield from self._new(what, Task("validate", test.method, spec, inputs, VERSION, priority=3, extra=extra))
 
     def results(self) -> list[tuple[str, str]]:
         """Return (name, task id) of every finished test, in the order of the campaign file."""
         found = []
         for number, test in enumerate(self._tests):
-            task = self._ids.get(f"{'md' if test.method == 'stability' else test.method} {number}", "")
+            task = self._ids.get(self._what(number), "")
             if self._settled.get(task) == "done":
                 first = [t.method for t in self._tests].index(test.method) == number
                 found.append((test.method if first else f"{test.method}-{number}", task))
         return found
 
+    def runs(self) -> list[str]:
+        """Return the task that sums up each finished run with the model, whatever test asked for it."""
+        found = [self._ids.get(f"md {k}", "") for k in range(len(self._runs))]
+        return [task for task in found if self._settled.get(task) == "done"]
+
     def commit(self, record: Record, board: Board) -> None:
         """Note that a test, or a segment of a run, is settled."""
         self._settled[record["task"]] = record["state"]
         if record["result"].get("failure"):
-            self._ended.add(record["task"])
+            for chain in self._chains.values():
+                chain.ended |= record["task"] in chain.segments
 
     def _expected(self) -> set[str]:
-        """Return what the campaign file asks for, and the reference runs that this needs."""
-        found, run = set(), -1
-        for number, test in enumerate(self._tests):
-            found.add(f"{'md' if test.method == 'stability' else test.method} {number}")
-            if test.method == "stability":
-                run = number
-            elif test.method == "rdf":
-                found.add(f"reference {run}")
-        return found
+        """Return what the campaign file asks for, and the runs that this needs."""
+        numbers = range(len(self._tests))
+        return {self._what(n) for n in numbers} | {run for n in numbers for run in self._runs_for(n)}
 
     def total(self, board: Board) -> int:
         """Return the number of tasks, those that cannot be done included."""
-        whats = self._expected()
-        return len(self._planned) + self._to_come() + sum(w not in self._ids for w in whats)
-
-    def _to_come(self) -> int:
-        """Return how many segments are still to be planned, as far as is known: none of a run that has failed."""
-        count = 0
-        runs = {f"{kind} {n}": n for n, t in enumerate(self._tests) if t.method == "stability" for kind in RUNS}
-        for what in self._expected() & set(runs):
-            planned = self._segments.get(what, [])
-            ended = what in self._lost | self._skipped or (planned and planned[-1] in self._ended)
-            count += 0 if ended else len(_segments(self._tests[runs[what]])) - len(planned)
-        return count
+        expected = self._expected()
+        to_come = sum(self._chains[w].to_come for w in expected & set(self._chains) if w not in self._skipped)
+        return len(self._planned) + to_come + sum(w not in self._ids for w in expected)
 
     def finished(self, board: Board) -> bool:
         """Tell whether every test is settled, or cannot be done for want of a model."""
-        whats = set(self._ids) | self._skipped | self._lost
+        lost = {what for what, chain in self._chains.items() if chain.lost}
+        whats = set(self._ids) | self._skipped | lost
         return self._expected() <= whats | self._idle() and all(i in self._settled for i in self._planned)
 
     def _idle(self) -> set[str]:
         """Return the reference runs that nobody waits for: they never began."""
-        return {w for w in self._expected() if w.startswith("reference") and w not in self._segments}
+        return {w for w, chain in self._chains.items() if w.startswith("reference") and not chain.segments}
 
 
-def _segments(test: Any) -> list[int]:
-    """Return the frames of each segment of a run; a short last one."""
-    frames = max(1, round(test.time / (test.timestep * test.every)))
-    return [min(test.segment, frames - k) for k in range(0, frames, test.segment)]
+def _start(board: Board) -> list[str]:
+    """Return what runs may start from: frames that were chosen from the pool, not those that were learned."""
+    return next(s.chosen for s in board.sets.values() if s.train)
 
 
 def _all_trained(board: Board) -> bool:
@@ -232,6 +237,7 @@ def _all_trained(board: Board) -> bool:
 
 def work(task: Task, context: Context) -> Outcome:
     """Do one test; the result is published as JSON, dynamics with their frames."""
+    from campaign.stages import validate_physics, validate_relax
     from campaign.store.store import Store
 
     store = Store(context.run / "run.zarr")
@@ -239,31 +245,17 @@ def work(task: Task, context: Context) -> Outcome:
         return validate_md.work_segment(task, context, store)
     if task.params["method"] in ("stability", "reference"):
         result, arrays = validate_md.verdict(task, store)
-        return _publish(result, arrays)
-    return {"errors": _work_errors, "rdf": _work_rdf}[task.params["method"]](task, context, store)
-
-
-def _publish(result: dict[str, Json], arrays: dict[str, Any] | None = None) -> Outcome:
-    """Return an outcome whose record is the headline and whose arrays hold the whole result as JSON text."""
-    result = _finite(result)
-    text = json.dumps(result, separators=(",", ":"), allow_nan=False).encode()
-    headline: dict[str, Json] = {k: result[k] for k in ("method", "pass", "headline") if k in result}
-    return Outcome(headline, {**(arrays or {}), "json": np.frombuffer(text, dtype="uint8")})
-
-
-def _finite(value: Json) -> Json:
-    """Return JSON with null for every number that is not finite: JSON has no other word for it."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_result(store: Store, task: str) -> dict[str, Json]:
-    """Return a test's whole result."""
-    found: dict[str, Json] = json.loads(store.arrays("validate", task, ("json",))["json"].tobytes())
-    return found
+        return publish(result, arrays)
+    return {
+        "errors": _work_errors,
+        "rdf": _work_rdf,
+        "relax": validate_relax.work_relax,
+        "density": validate_physics.work_density,
+        "diffusion": validate_physics.work_diffusion,
+        "conductivity": validate_physics.work_conductivity,
+        "rerun": validate_physics.work_rerun,
+        "overlap": validate_physics.work_overlap,
+    }[task.params["method"]](task, context, store)
 
 
 def _work_errors(task: Task, context: Context, store: Store) -> Outcome:
@@ -290,7 +282,7 @@ def _work_errors(task: Task, context: Context, store: Store) -> Outcome:
     main = next(iter(sets))
     rmse = sets[main]["forces"]["rmse"]
     whole = all(math.isfinite(sets[main][k]["max"]) for k in ("energy", "forces", "stress"))
-    return _publish(
+    return publish(
         {
             "method": "errors",
             "pass": whole and (limit is None or rmse <= limit),
@@ -323,7 +315,7 @@ def _work_rdf(task: Task, context: Context, store: Store) -> Outcome:
     for run in task.inputs:
         frames = validate_md.frames_of(store, read_result(store, run)["segments"])
         if not len(frames):  # of the model: a reference without frames has failed
-            return _publish(_no_structure(p))
+            return publish(_no_structure(p))
         settled = frames[len(frames) // 5 :]  # the first fifth is the way from the start to equilibrium
         found.append(partial_rdf(settled, p["cutoff"], p["bins"]))
     model, reference = found
@@ -337,7 +329,7 @@ def _work_rdf(task: Task, context: Context, store: Store) -> Outcome:
             "difference": difference,
         }
     worst = max(v["difference"] for v in pairs.values())
-    return _publish(
+    return publish(
         {
             "method": "rdf",
             "pass": worst <= p["threshold"],

@@ -20,8 +20,9 @@ from campaign.frames import Frames
 from campaign.report.html import render
 from campaign.results import export
 from campaign.stages.board import Board, FrameSet
-from campaign.stages.validate import Validate, read_result
+from campaign.stages.validate import Validate
 from campaign.stages.validate_md import frames_of
+from campaign.stages.verdicts import read_result
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
 from campaign.worker import do_task
@@ -99,7 +100,7 @@ def md_tests(segment):
 
 def test_a_run_is_a_chain_of_segments_and_a_verdict_on_all_of_them(campaign, ready, settle):
     stage = Validate(campaign(validate=md_tests(20)), {})
-    assert stage.total(ready) == 13  # each of three runs: three segments and a verdict; and the RDF
+    assert stage.total(ready) == 9  # a run with the model and one without, three segments and a verdict each; the RDF
     seen = []
     while tasks := list(stage.plan(ready)):
         for task in tasks:
@@ -428,11 +429,89 @@ def test_the_first_sign_of_failure_ends_a_run_and_the_steps_before_it_are_kept(t
         def __init__(self):
             pass
 
-        def results(self):
-            return [("stability", run)]
+        def runs(self):
+            return [run]
 
     flow = SimpleNamespace(stages=[Done()], board=Board())
     assert export(flow, store, "failed", tmp_path / "failed.extxyz") == 21
     atoms = read(tmp_path / "failed.extxyz", index=":")
     assert [a.info["step"] for a in atoms] == before.step.tolist()
     np.testing.assert_allclose(atoms[-1].get_forces(), before.forces[-1], atol=1e-7)
+
+
+def test_a_run_that_several_tests_ask_for_is_made_once(campaign, ready, settle):
+    tests = [
+        {"method": "stability", "temperature": 100, "time": 1},
+        {"method": "rdf"},
+        {"method": "diffusion"},
+        {"method": "rerun"},
+        {"method": "overlap", "temperature": 100, "time": 1},
+        {"method": "density", "temperatures": [80, 100], "time": 1},
+        {"method": "diffusion", "temperature": 80, "time": 1, "segment": 20},
+        {"method": "rdf", "ensemble": "nvt", "temperature": 100, "time": 1},
+        {"method": "density", "temperatures": [90], "time": 1, "reference": [1.0]},
+        {"method": "relax", "structures": [{"prototype": "fcc", "elements": ["Ar"], "a": 5.3}]},
+    ]
+    stage = Validate(campaign(validate=tests), {})
+    total = stage.total(ready)
+    tasks = run(stage, ready, settle)
+    assert stage.finished(ready)
+    assert total == stage.total(ready) == len(tasks)
+    wholes = [t for t in tasks if "segment" not in t.params]
+    kelvins = {name: sorted((t.params["ensemble"], t.params["temperature"]) for t in wholes if t.name == name)
+               for name in ("stability", "reference")}  # fmt: skip
+    assert kelvins["stability"] == [("npt", 80.0), ("npt", 90.0), ("npt", 100.0), ("nvt", 100.0)]
+    assert kelvins["reference"] == [("npt", 80.0), ("npt", 100.0), ("nvt", 100.0)]  # 90 K: its density was given
+    by_id = {t.id: t for t in wholes}
+
+    def inputs(number):
+        (task,) = (t for t in wholes if t.id == dict(stage.results())[number])
+        return [(by_id[i].name, by_id[i].params["ensemble"], by_id[i].params["temperature"]) for i in task.inputs]
+
+    one = [("stability", "npt", 100.0), ("reference", "npt", 100.0)]
+    for name in ("rdf", "diffusion", "overlap"):
+        assert inputs(name) == one
+    assert inputs("rerun") == one[:1]
+    assert inputs("density") == [("stability", "npt", 80.0), *one[:1], ("reference", "npt", 80.0), one[1]]
+    assert inputs("diffusion-6") == [("stability", "npt", 80.0), ("reference", "npt", 80.0)]
+    assert inputs("rdf-7") == [("stability", "nvt", 100.0), ("reference", "nvt", 100.0)]
+    assert inputs("density-8") == [("stability", "npt", 90.0)]
+    names = [n for n, _ in stage.results()]
+    assert names == [
+        "stability", "rdf", "diffusion", "rerun", "overlap", "density", "diffusion-6", "rdf-7", "density-8", "relax",
+    ]  # fmt: skip
+    seeds = {tuple(t.params["seed"]) for t in wholes if t.name == "stability"}
+    assert seeds == {(1, 0), (1, 5), (1, 7), (1, 8)}  # of the first test that asks
+    assert len(stage.runs()) == 4
+
+
+MISSING = {
+    "stability": {"rdf", "diffusion", "rerun", "density", "stability"},
+    "reference": {"rdf", "diffusion", "density"},
+}
+
+
+@pytest.mark.parametrize("fails", MISSING)
+def test_tests_without_their_runs_are_given_up(campaign, ready, settle, fails):
+    tests = [
+        {"method": "stability", "temperature": 100, "time": 1},
+        *({"method": m} for m in ("rdf", "diffusion", "rerun")),
+        {"method": "density", "temperatures": [100], "time": 1},
+        {"method": "relax", "structures": [{"prototype": "fcc", "elements": ["Ar"], "a": 5.3}]},
+    ]
+    stage = Validate(campaign(validate=tests), {})
+    run(stage, ready, settle, lambda task: "quarantined" if kind(task) == fails else "done")
+    assert stage.finished(ready)
+    assert {n for n, _ in stage.results()} == {t["method"] for t in tests} - MISSING[fails]
+
+
+def test_the_reference_is_what_the_labels_are_made_with(campaign, ready, settle):
+    lammps = {"engine": "lammps", "potential": {"lammps": "b.lmp"}}
+    system = {"structure": {"prototype": "fcc", "elements": ["Ar"], "a": 5.3}, "potential": {"lammps": "a.lmp"}}
+    tests = [{"method": "stability", "temperature": 100, "time": 1}, {"method": "rdf"}, {"method": "rerun"}]
+    digests = {"a.lmp": "A", "b.lmp": "B"}
+    for label, expected in ((lammps, "B"), ({"engine": "lammps"}, "A")):
+        stage = Validate(campaign(validate=tests, label=label, system=system), digests)
+        tasks = run(stage, ready, settle)
+        found = {t.params["potential"] for t in tasks if kind(t) in ("reference", "rerun")}
+        assert found == {expected}
