@@ -331,13 +331,13 @@ class Flow:
             "notes": [
                 *(s.note for s in (self.board.source, *self.board.sets.values()) if s and s.note),
                 *(note for s in self.stages for note in getattr(s, "notes", ())),
+                *_note_of(retried),
                 *(
                     f"Stopped: {self._overrun(s)}; mend what made them fail and give the same command with "
                     "--retry-quarantined, or write a larger max_failed."
                     for s in self.stages
                     if not live and state == "interrupted" and self._over_budget(s)
                 ),
-                *_note_of(retried),
             ],
             "failures": [_failure(r) for r in self.failures],
             "retried": retried,
