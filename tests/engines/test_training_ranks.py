@@ -1,7 +1,9 @@
 """A training over several real processes has the loss curve of one, and says so when it cannot run."""
 
 import json
+import os
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,12 @@ SPEC, labelled = (runpy.run_path(str(Path(__file__).with_name("crash_training.py
 MPIEXEC = ("mpiexec", "-n", "{ranks}")
 #: 14 frames to train on, 4 a step: the last step has fewer frames than there are processes.
 FEW = {**SPEC, "epochs": 3, "rate": 5e-3, "batch": 4}
+
+
+@pytest.fixture(autouse=True)
+def mpi_of_this_python(monkeypatch):
+    """Find the mpiexec of mpi4py's MPI before another one."""
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 def frames():

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,12 @@ from campaign.worker import do_task
 
 SMALL = {"model": "schnet", "features": 8, "interactions": 1, "cutoff": 4.0, "epochs": 3, "batch": 2, "members": 3}
 LAUNCH = {"lammps": ["mpiexec", "-n", "{ranks}"]}
+
+
+@pytest.fixture(autouse=True)
+def mpi_of_this_python(monkeypatch):
+    """Find the mpiexec of mpi4py's MPI before another one."""
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 def publish_labels(folder):

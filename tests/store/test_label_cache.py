@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,21 +111,17 @@ def fill(folder: str, seed: int) -> None:
 
 
 def test_two_campaigns_fill_one_folder_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=fill, args=(str(tmp_path), s)) for s in range(2)]
-    for w in writers:
-        w.start()
+    code = f"import runpy; runpy.run_path({__file__!r})['fill']({str(tmp_path)!r}, {{}})"
+    writers = [subprocess.Popen([sys.executable, "-c", code.format(seed)]) for seed in range(2)]
     cache = LabelCache(tmp_path)
     seen = 0
-    while any(w.is_alive() for w in writers):
+    while any(w.poll() is None for w in writers):
         for k in range(40):
             found = cache.get(label_key(frame(k), "m"), 4)
             if found is not None:
                 seen += 1
                 assert found.energy[0] == labelled(k).energy[0]
-    for w in writers:
-        w.join()
-        assert w.exitcode == 0
+    assert [w.wait() for w in writers] == [0, 0]
     assert cache.damaged == []
     assert seen > 0
     names = [p.name for p in tmp_path.rglob("*") if p.is_file()]
