@@ -174,7 +174,7 @@ Window = Annotated[Literal["auto"] | tuple[float, float], PlainValidator(_window
 
 
 def _interval(value: object) -> tuple[float, float]:
-    remedy = "write the lower and the upper bound, such as [-4.0, -3.0]"
+    remedy = "write the lower and the upper bound, as [LOW, HIGH]"
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise wrong("two bounds are needed", remedy)
     low, high = (number(v) for v in value)

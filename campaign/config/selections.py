@@ -101,7 +101,7 @@ class RNDStream(Selection):
 
 
 class RND(Selection):
-    """Random network distillation as published: over the whole pool, whose descriptors are kept."""
+    """Random network distillation by the published algorithm: over the whole pool, whose descriptors are kept."""
 
     method: Literal["rnd"] = "rnd"
     representation: Representation = Field(default_factory=SchNetRepresentation, description="descriptor of a frame")

@@ -63,7 +63,7 @@ class Distillation:
         self.weights = self._random(rng)
 
     def target(self, x: Array) -> Array:
-        """Return f at the normalised descriptors ``x`` (n, d): (n, out)."""
+        """Return f at descriptors ``x`` (n, d), normalised or stretched (``Moments``): (n, out)."""
         return _evaluate(self._layers(self._target), x)
 
     def predict(self, x: Array) -> Array:
@@ -209,6 +209,7 @@ class Moments:
     def stretch(self, x: Array) -> Array:
         """Return the normalised ``x``, each value times its size: a few features far out count for more than many.
 
+        z becomes z |z| up to ``FAR`` standard deviations, and ``FAR`` z beyond; a feature that never varies is 0.
         What makes a frame worth labelling is a close contact of two of its atoms. It moves few features by many
         standard deviations, and drowns in the small differences of all others where every feature counts alike.
         """

@@ -3,8 +3,8 @@
 Source: S. Tovey et al., random network distillation for minimal training sets of molten salts (Fig. 1); the idea is
 Burda et al., arXiv:1810.12894. A target network f is random and fixed; a predictor g learns f on the chosen frames;
 novelty of a frame p is the distance of f(p) and g(p). ``rnd_batch`` is the published algorithm over a whole pool;
-``RNDStream`` sees the pool once, in bounded memory. Both see descriptors that were normalised and stretched
-(``Moments.stretch``).
+``RNDStream`` sees the pool once, in bounded memory. What is not as published: both see descriptors that were normalised
+and stretched (``Moments.stretch``).
 """
 
 from __future__ import annotations
@@ -248,6 +248,8 @@ class _Rows:
 
 def rnd_batch(descriptors: Array, size: int, seed: int, steps: int = 100) -> Array:
     """Choose ``size`` of a whole pool by the published algorithm: argmax of the novelty, then train g, and again.
+
+    The descriptors are normalised over the pool and stretched first.
 
     Parameters
     ----------

@@ -95,8 +95,8 @@ class _Pool:
 class RNDBatch(_Pool):
     """Random network distillation as published: the most novel frame of the pool, then training, and again.
 
-    Source: S. Tovey et al. (``rnd.rnd_batch``). Every pick looks at the whole pool: ``size`` times it passes
-    through the predictor (its targets are kept).
+    Source: S. Tovey et al. (``rnd.rnd_batch``, which stretches the descriptors first). Every pick looks at the whole
+    pool: ``size`` times it passes through the predictor (its targets are kept).
 
     Parameters
     ----------

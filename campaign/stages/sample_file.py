@@ -146,9 +146,10 @@ def look(path: Path, entry: int, spec: FileSample) -> Source:
         remedy = "let the program that writes it finish"
         raise WrongFrames("the file changed while it was looked through", f"'{path.name}'", remedy)
     species: set[str] = set()
-    for shard in (shards[0], shards[-1]):
-        first = shard._replace(stop=shard.start + 1)
-        species |= set(_read(path, first, spec.every, spec.elements).to_ase()[0].get_chemical_symbols())
+    first, last = shards[0].start, _rows(shards[-1], spec.every)[-1]
+    for shard in (shards[0]._replace(stop=first + 1), shards[-1]._replace(stop=last + 1)):
+        ends = _read(path, shard, max(last - shard.start, 1), spec.elements)  # its first frame and its last
+        species |= {symbol for image in ends.to_ase() for symbol in image.get_chemical_symbols()}
     keys = (spec.every, spec.segment, list(spec.elements))
     return Source(entry, spec.file, str(path), before, digest, *keys, sorted(species), shards)
 

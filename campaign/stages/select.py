@@ -212,7 +212,9 @@ class Select:
         chosen.chosen += result["chosen"]
         chosen.refused += result["refused"]
         chosen.closed = result["finished"]
-        if chosen.closed and len(chosen.chosen) < chosen.size:
+        if chosen.closed and not chosen.chosen:
+            chosen.note = f"{chosen.name}: no frame could be chosen; 'campaign export RUN rejected FILE' says why"
+        elif chosen.closed and len(chosen.chosen) < chosen.size:
             chosen.note = result.get("note") or (
                 f"{chosen.name}: only {len(chosen.chosen)} frames could be chosen, not {chosen.size}: all are taken"
             )

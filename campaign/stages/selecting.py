@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 LIMITS = ("min_distance", "max_force", "energy", "volume")
 
 #: How the methods that cannot do without say what a pool has not.
-REQUIRED = {"energies": "energies of single atoms", "forces": "forces", "energy": "energies"}
+REQUIRED = {
+    "energies": "energies of single atoms",
+    "forces": "forces",
+    "energy": "energies",
+    "enthalpy": "energies",
+}
 
 
 def stream(task: Task, store: Store, folder: Path) -> Outcome:
@@ -38,7 +43,10 @@ def stream(task: Task, store: Store, folder: Path) -> Outcome:
     if not p["first"]:
         selector.load(store.checkpoint(inputs.pop(0)))
     if p["finish"]:
-        return _outcome(selector.finish(), [], finished=True)
+        last = selector.finish()
+        for name in selector.needs & set(REQUIRED) if not last.chosen else ():
+            raise _lacking(p["method"], name, "no frame that is not refused has them")
+        return _outcome(last, [], finished=True)
     frames = store.frames("sample", inputs[0])
     offer, seen, refused = _offer(task, frames, selector, folder)
     outcome = _outcome(offer, refused, finished=False)
@@ -159,7 +167,10 @@ def _strangers(frames: Frames, species: list[int]) -> dict[int, str]:
     found = {}
     for k in np.flatnonzero(~np.isin(frames.numbers, species).all(axis=1)):
         names = ", ".join(chemical_symbols[z] for z in sorted({int(z) for z in frames.numbers[k]} - set(species)))
-        found[int(k)] = f"it has {names}, which neither the structure nor the first and last frames of the files have"
+        found[int(k)] = (
+            f"it has {names}, which neither the structure nor the first and last frames of the files have; "
+            "put a frame with it first in its file"
+        )
     return found
 
 
@@ -167,14 +178,10 @@ def _batch(task: Task, shard: Frames, rows: Array, needs: frozenset[str], specie
     """Return the frames of a shard at ``rows`` with what a selector needs of them."""
     p, frames = task.params, shard[rows]
     columns: dict[str, Array] = {name: make(frames) for name, make in COLUMNS.items() if name in needs}
-    for name in set(columns) & set(REQUIRED):
+    potential = task.extra.get("potential")
+    for name in set(columns) & set(REQUIRED) if potential else ():  # of a file other shards may have them
         if not np.isfinite(columns[name]).any():
-            potential = task.extra.get("potential")
-            where = f"the potential {potential} does not give them" if potential else "their file does not have them"
-            raise EngineError(
-                f"select.method: {p['method']} chooses by the {REQUIRED[name]} of the sampled frames, and there are "
-                f"none: {where}. Sample with a potential that gives them, or choose another method."
-            )
+            raise _lacking(p["method"], name, f"the potential {potential} does not give them")
     if "descriptors" in needs:
         kind = _descriptor(tuple(species), p["seed"], **p["representation"])
         columns["descriptors"] = _described(frames, kind, (kind.dimension,))
@@ -188,6 +195,14 @@ def _batch(task: Task, shard: Frames, rows: Array, needs: frozenset[str], specie
         columns["walker"] = frames.walker.astype(np.int64) + (entry << 32)
         columns["time"] = (start + step * (place[rows] + 0.5)) / max(length, 1)
     return Batch(frames.task, frames.index, p.get("progress", 1.0), **columns)
+
+
+def _lacking(method: str, column: str, where: str) -> EngineError:
+    """Return the error of a method that chooses by what the frames have not."""
+    return EngineError(
+        f"select.method: {method} chooses by the {REQUIRED[column]} of the sampled frames, and there are none: "
+        f"{where}. Sample with a potential that gives them, or choose another method."
+    )
 
 
 def _enthalpy(frames: Frames) -> Array:

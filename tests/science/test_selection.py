@@ -407,6 +407,13 @@ def test_running_moments_are_those_of_the_whole():
     assert (z[:, 0] == 0).all()
 
 
+def test_features_are_stretched_up_to_ten_deviations():
+    moments = Moments(2)
+    moments.add(np.array([[-1.0, 3.0], [1.0, 3.0]]))
+    far = np.array([[-0.5, 3.0], [3.0, 3.0], [-10.0, 3.0], [20.0, 3.0]])
+    np.testing.assert_allclose(moments.stretch(far), [[-0.25, 0.0], [9.0, 0.0], [-100.0, 0.0], [200.0, 0.0]])
+
+
 @pytest.mark.parametrize("method", [lambda x: rnd_batch(x, 8, 0), lambda x: stream_of(x, 8)])
 def test_one_feature_far_out_is_taken_before_many_a_little_off(method):
     """A close contact: 6 deviations in 2 of 200 features, among frames that differ as much in all of them together."""

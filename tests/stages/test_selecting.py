@@ -155,6 +155,37 @@ def test_a_method_whose_values_the_pool_has_not_fails_and_says_why(campaign, tmp
     assert selection(folder).chosen == []
 
 
+def test_a_grid_over_frames_without_energies_fails_and_says_why(campaign, tmp_path):
+    write(tmp_path / "frames.extxyz", [bulk("Ar", "fcc", a=5.3 + 0.01 * k, cubic=True) for k in range(8)])
+    _, status = campaign("grid", size=3)
+    assert status["state"] == "partial"
+    assert status["failures"][0]["cause"].startswith("select.method: grid chooses by the energies of the sampled")
+
+
+@pytest.mark.parametrize("method", ["force", "global_energy", "atomic_energy", "grid"])
+def test_a_shard_without_labels_does_not_end_the_selection_from_a_file(campaign, tmp_path, method):
+    """A frame of another number of atoms is a shard of its own."""
+    rng = np.random.default_rng(1)
+    argon = bulk("Ar", "fcc", a=5.3, cubic=True)
+    for place in (0, 4, 8):
+        some = [shaken(argon, rng) for _ in range(8)]
+        some.insert(place, argon * (1, 1, 2))
+        write(tmp_path / "frames.extxyz", some)
+        folder, status = campaign(method, size=4, name=f"run{place}")
+        assert status["state"] == "done", status["failures"]
+        found = selection(folder)
+        assert len(set(found.chosen)) == 4
+        assert len(found.refused) == 1
+        assert "not known" in found.refused[0]["reason"]
+
+
+@pytest.mark.parametrize("method", ["uniform_time", "random"])
+def test_where_every_frame_is_refused_it_is_said(campaign, method):
+    folder, status = campaign(method, size=4, keys="min_distance: 100")
+    assert status["notes"] == [f"{method}: no frame could be chosen; 'campaign export RUN rejected FILE' says why"]
+    assert len(selection(folder).refused) == 24
+
+
 def test_an_element_in_the_middle_of_a_file_is_refused_by_name(campaign, tmp_path):
     rng = np.random.default_rng(1)
     argon = bulk("Ar", "fcc", a=5.3, cubic=True)
@@ -165,6 +196,11 @@ def test_an_element_in_the_middle_of_a_file_is_refused_by_name(campaign, tmp_pat
     assert status["state"] == "done", status["failures"]
     (refused,) = selection(folder).refused
     assert refused["reason"].startswith("it has Kr, which neither")
+    some[8].symbols[2], some[13].symbols[2] = "Ar", "Kr"  # the last frame, not the first of its shard
+    write(tmp_path / "frames.extxyz", some)
+    folder, status = campaign("rnd_stream", size=4, name="last")
+    assert status["state"] == "done", status["failures"]
+    assert selection(folder).refused == []
 
 
 def test_frames_without_neighbours_and_huge_cells_are_no_trouble(campaign, tmp_path):
