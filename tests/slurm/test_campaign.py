@@ -1,0 +1,132 @@
+"""Campaigns through ``site_configs/slurm.yaml`` on a real Slurm: as it is, and with a node and a job lost half-way."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from campaign.config import load_campaign, load_site
+from campaign.config.templates import site_path
+from campaign.pipeline import Options, run, survey
+from campaign.store.ledger import read_ledger
+from campaign.store.store import Store
+from campaign.tasks import TOKEN_VARIABLE
+
+pytestmark = pytest.mark.slurm
+
+POTENTIAL = "# elements: Ar\npair_style lj/cut 8.5\npair_coeff 1 1 0.010325 3.405\n"
+
+#: Walkers over two ranks each, started by the site's srun inside the job; labels by the same potential.
+ARGON = """
+campaign: argon
+seed: 3
+system:
+  structure: {prototype: fcc, elements: [Ar], a: 5.4, supercell: [2, 2, 2]}
+  potential: {lammps: argon.lmp}
+sample: [{method: npt, temperature: [60, 90], walkers: 3, ranks: 2, steps: 800, timestep: 0.004, every: 50, segment: 8}]
+select: {method: random, size: 6}
+label: {engine: lammps}
+"""
+
+#: Long enough to lose things half-way: 6 chains of 8 segments of half a second on 8 workers.
+TOY = """
+campaign: toy
+seed: 4
+system:
+  structure: {prototype: fcc, elements: [Ar], a: 5.3, supercell: [2, 2, 2]}
+sample: [{method: fake, walkers: 8, frames: 80, segment: 10, delay: 1.0}]
+select: {method: random, size: 16}
+label: {engine: fake, delay: 0.5}
+"""
+
+
+@pytest.fixture
+def site(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return a function that writes ``site_configs/slurm.yaml`` adapted to the cluster and returns its path."""
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv(TOKEN_VARIABLE, "")
+
+    def write(**executor: Any) -> str:
+        document = yaml.safe_load(site_path("slurm").read_text())
+        document["executors"]["cpu"] |= {"cores": cluster.cores, "options": {"partition": "work"}, **executor}
+        path = tmp_path / "site.yaml"
+        path.write_text(yaml.safe_dump(document))
+        return str(path)
+
+    return write
+
+
+def found(path: Path) -> tuple[dict[str, list[str]], dict[str, bytes], dict[str, bytes]]:
+    """Return what was chosen, and the bytes of every pool shard and label."""
+    flow, _ = survey(path)
+    store = Store(path / "run.zarr")
+    done = store.scan()
+    content = {
+        stage: {
+            task: b"".join(np.asarray(a).tobytes() for _, a in sorted(store.arrays(stage, task).items()))
+            for task, record in done.items()
+            if record["stage"] == stage
+        }
+        for stage in ("sample", "label")
+    }
+    return {name: s.chosen for name, s in flow.board.sets.items()}, content["sample"], content["label"]
+
+
+def both(tmp_path: Path, text: str, site_file: str, during: Callable[[Path], None] | None = None) -> Path:
+    """Run a campaign inline and on Slurm; check that both end with the same bytes and return the second's folder."""
+    (tmp_path / "argon.lmp").write_text(POTENTIAL)
+    (tmp_path / "file.yaml").write_text(text)
+    loaded = load_campaign(tmp_path / "file.yaml")
+    inline, slurm = tmp_path / "inline", tmp_path / "slurm"
+    quick = tmp_path / "quick.yaml"
+    quick.write_text(text.replace("delay: 1.0", "delay: 0").replace("delay: 0.5", "delay: 0"))
+    assert run(load_campaign(quick), load_site("local"), inline, Options(inline=True))["state"] == "done"
+    threads = [threading.Thread(target=during, args=[slurm])] if during else []
+    for thread in threads:
+        thread.start()
+    status = run(loaded, load_site(site_file), slurm, Options())
+    for thread in threads:
+        thread.join()
+    assert (status["state"], status["failures"]) == ("done", [])
+    assert found(slurm) == found(inline)
+    return slurm
+
+
+@pytest.mark.lammps
+def test_walkers_of_two_ranks_inside_jobs_give_the_frames_and_labels_of_an_inline_run(
+    cluster: Any, tmp_path: Path, site: Callable[..., str]
+) -> None:
+    path = both(tmp_path, ARGON, site(cores_per_worker=2, max_blocks=3))
+    sampled = [r for r in read_ledger(path / "ledger.jsonl") if r["stage"] == "sample"]
+    assert {r["state"] for r in sampled} == {"done"}
+    assert len({r["pid"] for r in sampled}) == 3  # a worker in each of three jobs
+
+
+def test_a_killed_node_and_a_cancelled_job_change_nothing(
+    cluster: Any, tmp_path: Path, site: Callable[..., str]
+) -> None:
+    def trouble(run: Path) -> None:
+        cluster.wait_for(lambda: len(read_ledger(run / "ledger.jsonl")) >= 16, "tasks that are done", 90)
+        running = [(job, node) for job, (state, node) in cluster.jobs().items() if state == "RUNNING"]
+        (first, _), (_, node) = running[:2]
+        cluster.call("scancel", first)
+        cluster.kill_node(node)
+        lost.append(node)
+
+    lost: list[str] = []
+    path = both(tmp_path, TOY, site(), trouble)
+    assert lost
+    lines = read_ledger(path / "ledger.jsonl")
+    assert [r["cause"] for r in lines if r["state"] == "failed"], "nothing was lost: the test does not test"
+    assert all(r["transient"] for r in lines if r["state"] == "failed")
+    done = Counter(r["task"] for r in lines if r["state"] == "done")
+    assert set(done.values()) == {1}
