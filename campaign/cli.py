@@ -202,9 +202,12 @@ def export(
 def sites(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A site's name or file.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Run one tiny task on each executor.")] = False,
+    patience: Annotated[float, typer.Option(metavar="SECONDS", help="With --test: how long to wait for each.")] = 300,
+    root: Annotated[Path, typer.Option("--root", metavar="DIR", help="With --test: where runs would be.")] = Path("."),
 ) -> None:
-    """List the sites, or show and test one."""
+    """List the sites; or show one with what will be asked for, and test it."""
     from campaign.config import dump, load_site, site_names
+    from campaign.sites import describe, try_site
 
     if name is None:
         for site_name, text in site_names().items():
@@ -212,11 +215,13 @@ def sites(
         return
     site = load_site(name)
     print(dump(site), end="")
-    if test:
-        from campaign.plan import try_site
-
-        for line in try_site(site):
-            print(line, flush=True)
+    if not test:
+        print("\n# What will be asked for:")
+        for line in describe(site):  # as comments: what is printed is a site file
+            print(f"# {line}".rstrip())
+        return
+    for line in try_site(site, patience, root):
+        print(line, flush=True)
 
 
 def _collect(problems: list[str], load: Any, *args: Any) -> Any:

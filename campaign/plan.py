@@ -1,14 +1,10 @@
-"""What a campaign will do and need, before anything runs: ``campaign check``; and what a site's workers see."""
+"""What a campaign will do and need, before anything runs: ``campaign check``."""
 
 from __future__ import annotations
 
-import platform
 import shutil
-import tempfile
-import time
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +14,7 @@ from campaign.errors import InputError
 from campaign.inputs import check_models, frame_sources
 from campaign.origins import estimate, transfer_origin
 from campaign.pipeline import survey
+from campaign.sites import refused
 from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
@@ -26,7 +23,7 @@ from campaign.stages.train import Train
 from campaign.stages.transfer import Transfer, far
 from campaign.stages.validate import Validate
 from campaign.stages.validate_runs import runs_of
-from campaign.tasks import Context, Json, Record, Task
+from campaign.tasks import Json
 
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded, Site
@@ -114,6 +111,7 @@ def make_plan(file: Path, site_name: str) -> dict[str, Json]:
     engines, missing = _engines(loaded.spec, site)
     unkept, keeps = check_cache(loaded)
     problems += [*check_together(loaded, site), *missing, *check_models(loaded), *unkept]
+    problems += [line for line in refused(site) if line not in problems]
     sources: list[Source] = []
     origin: Origin | None = None
     try:
@@ -433,62 +431,3 @@ def plan_text(plan: dict[str, Json]) -> str:
         )
     lines.append(f"about {plan['core_hours']:.2f} core-hours (rough); nothing was run")
     return "\n".join(lines)
-
-
-def try_site(site: Site, patience: float = 120.0) -> Iterator[str]:
-    """Run one tiny task on each executor of a site and yield a line about each that answers.
-
-    Parameters
-    ----------
-    site
-        The site. Its executors are tried one after another, also those that no stage uses.
-    patience
-        Seconds to wait for each.
-
-    Raises
-    ------
-    InputError
-        With a line for each executor that gave no answer or is not fit to run campaigns, after all were tried.
-    """
-    problems = []
-    for name in site.executors:
-        alone = {"executors": {name: site.executors[name]}, "stages": {"default": name}}
-        start = time.time()
-        record = _answer(site.model_copy(update=alone), patience)
-        where = f"site {site.name}: executor {name}"
-        if record is None:
-            problems.append(
-                f"{where}: no worker answered in {patience:g} s; look at the queue and at the executor's options"
-            )
-        elif record["state"] != "done":
-            problems.append(f"{where}: no worker answered; {record['cause']}")
-        else:
-            python = record["versions"]["python"]
-            others = "".join(f", {k} {v}" for k, v in record["versions"].items() if k != "python")
-            seconds = time.time() - start
-            yield f"executor {name}: host {record['host']} answered after {seconds:.1f} s, Python {python}{others}"
-            if python != platform.python_version():
-                problems.append(
-                    f"{where}: the worker's Python {python} is not this one ({platform.python_version()}); "
-                    "activate the same environment in the site file's environment"
-                )
-    if problems:
-        raise InputError(*problems)
-
-
-def _answer(site: Site, patience: float) -> Record | None:
-    """Return what a task on a site's one executor left behind; None where nothing came back in time."""
-    from campaign.runtime.parsl import ParslRunner
-    from campaign.worker import run_task
-
-    with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=Path.cwd()) as folder:
-        end = time.time() + patience
-        runner = ParslRunner(run_task, site, Path(folder) / "logs", uuid.uuid4().hex)
-        try:
-            runner.submit(Task("noop", "try", {}), Context(Path(folder)))
-            records: list[Record] = []
-            while not records and time.time() < end:
-                records = runner.wait(1.0)
-        finally:
-            runner.close()
-    return records[0] if records else None

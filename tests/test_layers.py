@@ -30,6 +30,7 @@ LAYERS = {
     "report": 3,
     "flow": 4,
     "results": 5,
+    "sites": 4,
     "inputs": 4,
     "origins": 5,
     "pipeline": 6,

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from campaign.config import load_site, template_path
+from campaign.config import template_path
 from campaign.errors import InputError
-from campaign.plan import make_plan, plan_text, try_site
-from campaign.tasks import Context, Record, Task, new_record
+from campaign.plan import make_plan, plan_text
 
 SITE = """\
 site: s
@@ -159,37 +158,3 @@ def test_the_program_behind_the_launcher_is_looked_for(tmp_path: Path, launch: s
     (problem,) = caught.value.problems
     word = absent.replace("{bin}", str(tmp_path))
     assert problem.startswith(f"site l: launch.cp2k: there is no program {word} on PATH; install it")
-
-
-class Deaf:
-    """A runner whose workers do not all answer: ``silent`` never, ``old`` with another Python."""
-
-    def __init__(self, work: object, site: object, logs: Path, token: str) -> None:
-        self.name = site.executor_for("noop")  # type: ignore[attr-defined]
-        self.records: list[Record] = []
-
-    def submit(self, task: Task, context: Context) -> None:
-        record = new_record(task, 0)
-        record["versions"] |= {"python": "2.7"} if self.name == "old" else {"lammps": "1"}
-        self.records = [] if self.name == "silent" else [record]
-
-    def wait(self, seconds: float) -> list[Record]:
-        return self.records
-
-    def close(self) -> None:
-        pass
-
-
-def test_executors_that_do_not_answer_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("campaign.runtime.parsl.ParslRunner", Deaf)
-    executors = ", ".join(f"{name}: {{provider: local}}" for name in ("silent", "old", "good"))
-    (tmp_path / "site.yaml").write_text(f"site: s\nexecutors: {{{executors}}}\nstages: {{default: good}}\n")
-    lines: list[str] = []
-    with pytest.raises(InputError) as caught:
-        lines.extend(try_site(load_site("site.yaml"), patience=0.2))
-    assert [line.split(":")[0] for line in lines] == ["executor old", "executor good"]
-    assert lines[1].endswith(", lammps 1")
-    silent, old = caught.value.problems
-    assert silent.startswith("site s: executor silent: no worker answered in 0.2 s; look at the queue")
-    assert old.startswith("site s: executor old: the worker's Python 2.7 is not this one")

@@ -55,10 +55,9 @@ def _check_executor(view: View, name: str) -> list[Problem]:
             what = f"the {provider} provider has no such option"
             problems.append(view.problem((*here, "options", option), what, show(value), remedy))
     nodes = view.number(*here, "nodes", default=1)
-    if provider != "slurm" and nodes and nodes > 1:
-        what = f"campaign starts workers on one node only of a {provider} block"
-        remedy = f"write nodes: 1 and max_blocks: {nodes:g}" if provider == "pbs" else "write nodes: 1"
-        problems.append(view.problem((*here, "nodes"), what, nodes, remedy))
+    if provider == "local" and nodes and nodes > 1:
+        problems.append(view.problem((*here, "nodes"), "a local block is this machine alone", nodes, "write nodes: 1"))
+    problems += _check_times(view, here)
     cores = view.number(*here, "cores")
     workers = view.number(*here, "workers")
     each = view.number(*here, "cores_per_worker", default=1)
@@ -70,6 +69,23 @@ def _check_executor(view: View, name: str) -> list[Problem]:
         what = f"{workers:g} workers of {each:g} cores are more than the node's {cores:g} cores"
         problems.append(view.problem((*here, "workers"), what, workers, f"write {max(1, cores // each):g}"))
     return problems
+
+
+def _check_times(view: View, here: tuple[str, str]) -> list[Problem]:
+    """Return what is wrong with the walltime and the drain of an executor."""
+    given = {key: view.text(*here, key) for key in ("walltime", "drain")}
+    try:
+        spec = Executor.model_validate({"provider": "slurm"} | {key: text for key, text in given.items() if text})
+    except ValueError:
+        return []  # said already
+    if spec.seconds and spec.drain_seconds < spec.seconds:
+        return []
+    if not spec.seconds:
+        return [
+            view.problem((*here, "walltime"), "a block of no time runs nothing", given["walltime"], "write 01:00:00")
+        ]
+    what = f"no task would ever start in a block of {spec.walltime}"
+    return [view.problem((*here, "drain"), what, given["drain"], "write less than the walltime")]
 
 
 def _left_to_auto(view: View, executor: tuple[str, str]) -> bool:
@@ -89,7 +105,7 @@ def _check_command(view: View, engine: str) -> list[Problem]:
             what = "each word of the command is an entry of its own"
             remedy = "write [" + ", ".join(f'"{w}"' for w in word.split()) + "]"
             problems.append(view.problem(("launch", engine, i), what, show(word), remedy))
-        unknown = [p for p in re.findall(r"\{[^}]*\}", word) if p != "{ranks}"]
+        unknown = [p for p in re.findall(r"\{[^}]*\}", word) if p not in ("{ranks}", "{node}")]
         if unknown:
             what = f"{unknown[0]} is nothing that campaign fills in"
             problems.append(view.problem(("launch", engine, i), what, show(word), 'write "{ranks}"'))

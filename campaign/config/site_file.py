@@ -24,6 +24,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "clusters",
         "mem_per_node",
         "gres",
+        "gpus_per_node",
         "scheduler_options",
         "exclusive",
     ),
@@ -42,6 +43,12 @@ def _count_or_auto(value: object) -> int | str:
     return count
 
 
+def _seconds(clock: str) -> int:
+    """Return the seconds of HH:MM:SS."""
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return 3600 * hours + 60 * minutes + seconds
+
+
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
 
 
@@ -49,7 +56,7 @@ class Executor(Model):
     """One pool of workers: where its nodes come from and how they are cut up."""
 
     provider: Literal["local", "slurm", "pbs"] = Field(description="where nodes come from", examples=["local"])
-    nodes: Count = Field(1, description="nodes of a block (one job of the batch system); several with slurm only")
+    nodes: Count = Field(1, description="nodes of a block (one job of the batch system)")
     cores: CountOrAuto = Field("auto", description="cores of a node; auto is for the local provider")
     workers: CountOrAuto = Field("auto", description="workers of a node; auto is one for each cores_per_worker cores")
     cores_per_worker: Count = Field(1, description="cores of a worker: as many as the MPI ranks of its walkers")
@@ -58,7 +65,31 @@ class Executor(Model):
     walltime: str = Field(
         "01:00:00", pattern=r"^[0-9]{1,3}:[0-5][0-9]:[0-5][0-9]$", description="of a block, as HH:MM:SS"
     )
+    drain: str = Field(
+        "auto",
+        pattern=r"^(auto|[0-9]{1,3}:[0-5][0-9]:[0-5][0-9])$",
+        description="end of a block in which no task starts, as HH:MM:SS; auto is a twentieth of the walltime, and as "
+        "long as tasks are seen to take",
+    )
+    binding: str = Field(
+        "none",
+        pattern=r"^(none|block|block-reverse|alternating|list:[0-9,:-]+)$",
+        description="of each worker to cores of its own: none, block, block-reverse, alternating or list:0-7:8-15",
+    )
+    start: tuple[str, ...] = Field(
+        (), description="options of the srun (slurm) or mpiexec (pbs) that starts the workers on a block's nodes"
+    )
     options: Scalars = Field(default_factory=dict, description="the provider's own: partition, account, queue ...")
+
+    @property
+    def seconds(self) -> int:
+        """The walltime of a block (s)."""
+        return _seconds(self.walltime)
+
+    @property
+    def drain_seconds(self) -> int:
+        """The end of a block in which no task starts (s)."""
+        return self.seconds // 20 if self.drain == "auto" else _seconds(self.drain)
 
     @property
     def cores_of_node(self) -> int:
@@ -86,7 +117,8 @@ class Site(Model):
     )
     stages: dict[str, str] = Field(description="the executor of each stage", examples=["{default: cpu}"])
     launch: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="the command in front of each engine, as a list with {ranks} to fill"
+        default_factory=dict,
+        description="the command in front of each engine, as a list with {ranks} (and {node}) to fill",
     )
     environment: tuple[str, ...] = Field((), description="shell lines run before the workers start")
     scratch: FileName | None = Field(None, description="folder on the nodes for engines' temporary files (TMPDIR)")
@@ -121,4 +153,5 @@ class Site(Model):
         found = self.executors[executor]
         if isinstance(found.workers, int):
             return found.workers
-        return max(1, self.cores_per_node(executor) // found.cores_per_worker)
+        workers = max(1, self.cores_per_node(executor) // found.cores_per_worker)
+        return min(workers, found.gpus) if found.gpus else workers

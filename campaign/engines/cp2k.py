@@ -270,7 +270,7 @@ def command_of(task: Task, context: Context) -> list[str]:
         The site names no command, and one is needed.
     """
     ranks, threads = int(task.extra.get("ranks", 1)), int(task.extra.get("threads", 1))
-    words = [w.format(ranks=ranks, threads=threads) for w in context.launch.get("cp2k", [])]
+    words = [w.format(ranks=ranks, threads=threads, node=process.node()) for w in context.launch.get("cp2k", [])]
     if not words:
         program = cp2k_data.program()
         if ranks > 1:

@@ -69,7 +69,8 @@ def run_job(job: Job, context: Context, task: Task) -> dict[int, Stretch]:
 def _launch(job: Job, launch: list[str], folder: Path) -> dict[int, Stretch]:
     """Run a job over MPI ranks; return its walkers' segments, or those of the ones that ended it."""
     _write_job(job, folder)
-    command = [word.replace("{ranks}", str(job.ranks * len(job.walkers))) for word in launch]
+    ranks = str(job.ranks * len(job.walkers))
+    command = [word.replace("{ranks}", ranks).replace("{node}", process.node()) for word in launch]
     command += [sys.executable, "-m", "campaign.engines.lammps_mpi", str(folder)]
     try:
         process.run(command, folder, environment=ONE_THREAD)

@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -103,6 +104,11 @@ def _wait(process: subprocess.Popen[bytes], timeout: float | None) -> int:
     if not ended:
         raise subprocess.TimeoutExpired(process.args, timeout)
     return process.wait()
+
+
+def node() -> str:
+    """Return the name of this node as the batch system knows it: what ``{node}`` stands for in a launch command."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _check_program(program: str, folder: Path, environment: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import queue
 import shlex
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from campaign.errors import InputError
 from campaign.leftovers import end_leftovers
+from campaign.runtime.providers import drain, provider
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ LOOK = 0.2
 
 #: Seconds to wait for more once a record is there: those that come together share one flush of the ledger.
 GATHER = 0.02
+
+#: How much longer than the longest so far a task may well take.
+MARGIN = 1.2
 
 
 class ParslRunner:
@@ -63,6 +67,7 @@ class ParslRunner:
         self._count = itertools.count(1)
         self._flying: dict[str, tuple[Task, Context]] = {}
         self._heard = time.time()
+        self._drain: dict[str, int] = {}  # seconds at the end of an executor's blocks in which no task starts
         self._records: queue.SimpleQueue[tuple[int, Record]] = queue.SimpleQueue()
         os.environ[TOKEN_VARIABLE] = token
         os.environ["SPT_NOENV"] = "1"  # Parsl renames its processes; keep their environment, and the token, readable
@@ -85,7 +90,10 @@ class ParslRunner:
             strategy_period=LOOK,
             initialize_logging=False,
         )
-        return DataFlowKernel(config)
+        kernel = DataFlowKernel(config)
+        for name, seconds in self._drain.items():
+            drain(kernel.executors[name], self._site.executors[name].seconds - seconds)
+        return kernel
 
     def submit(self, task: Task, context: Context) -> None:
         """Queue a task on its stage's executor; a lower priority number runs first."""
@@ -120,9 +128,21 @@ class ParslRunner:
             del self._flying[record["task"]]
         if wanted:
             self._heard = time.time()
+            self._learn(wanted)
         elif self._silent():
             return self._start_afresh()
         return wanted
+
+    def _learn(self, records: list[Record]) -> None:
+        """Let the blocks that are asked for from now on start no task that their time would not suffice for."""
+        for record in records:
+            name = self._site.executor_for(record["stage"])
+            spec = self._site.executors[name]
+            needed = self._drain.get(name, spec.drain_seconds)
+            if record["state"] == "done" and spec.provider != "local" and record["seconds"] * MARGIN > needed:
+                # half of the block at most: with longer tasks it would stand idle more than it loses
+                self._drain[name] = min(math.ceil(record["seconds"] * MARGIN), spec.seconds // 2)
+                drain(self._kernel.executors[name], spec.seconds - self._drain[name])
 
     def _silent(self) -> bool:
         """Tell whether blocks run and tasks are waiting, but no worker is at any of them.
@@ -164,6 +184,16 @@ class ParslRunner:
         self._kernel = self._start()
         self._heard = time.time()
         return lost
+
+    def words(self) -> str:
+        """Return the last that a block left in its error output, or else what the batch system said of it."""
+        for executor in self._kernel.executors.values():
+            for block in reversed(list(getattr(executor, "status_facade", {}).values())):
+                for text in (block.stderr_summary, block.message):
+                    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+                    if lines:
+                        return lines[-1][:300]
+        return ""
 
     def close(self) -> None:
         """Stop the workers; tasks in flight are abandoned."""
@@ -229,10 +259,11 @@ def executors(site: Site, token: str) -> list[Any]:
     used = {site.executor_for(stage) for stage in ("sample", "select", "label", "train", "validate")}
     rare = ("distill", "transfer")  # a site file may know nothing of them
     used |= {name for stage, name in site.stages.items() if stage in rare}
-    return [_executor(site, name, token) for name in sorted(used)]
+    return [executor(site, name, token) for name in sorted(used)]
 
 
-def _executor(site: Site, name: str, token: str) -> Any:
+def executor(site: Site, name: str, token: str) -> Any:
+    """Return Parsl's executor for one of the site's pools of workers, not started."""
     from parsl.executors import HighThroughputExecutor
 
     spec = site.executors[name]
@@ -240,7 +271,7 @@ def _executor(site: Site, name: str, token: str) -> Any:
     return HighThroughputExecutor(
         label=name,
         address="127.0.0.1" if local else None,
-        provider=_provider(spec, _worker_init(site, spec, token)),
+        provider=provider(spec, _worker_init(site, spec, token)),
         max_workers_per_node=site.workers_per_node(name),
         cores_per_worker=spec.cores_per_worker,
         available_accelerators=accelerators(spec.gpus, site.workers_per_node(name)),
@@ -250,6 +281,8 @@ def _executor(site: Site, name: str, token: str) -> Any:
         heartbeat_threshold=20,  # s; how long workers outlive a driver that was killed
         poll_period=10,  # ms
         encrypted=True,
+        cpu_affinity=spec.binding,
+        drain_period=None if local else spec.seconds - spec.drain_seconds,
     )
 
 
@@ -272,19 +305,3 @@ def _worker_init(site: Site, spec: Executor, token: str) -> str:
         lines.append(f"export {name}={spec.cores_per_worker}")
     lines.append(f"export {TOKEN_VARIABLE}={token} SPT_NOENV=1")
     return "\n".join(lines)
-
-
-def _provider(spec: Executor, worker_init: str) -> Any:
-    from parsl.launchers import SimpleLauncher, SrunLauncher
-    from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
-
-    blocks = {"init_blocks": 1, "min_blocks": 0, "max_blocks": spec.max_blocks}
-    if spec.provider == "local":
-        return LocalProvider(worker_init=worker_init, launcher=SimpleLauncher(), **blocks)
-    batch = {"nodes_per_block": spec.nodes, "walltime": spec.walltime, "worker_init": worker_init, **blocks}
-    options = dict(spec.options)
-    if spec.provider == "slurm":
-        return SlurmProvider(launcher=SrunLauncher(), **batch, **options)
-    if spec.provider == "pbs":
-        return PBSProProvider(cpus_per_node=spec.cores_of_node, launcher=SimpleLauncher(), **batch, **options)
-    raise InputError(f"Provider {spec.provider} is not known; use local, slurm or pbs.")

@@ -65,13 +65,15 @@ def test_cores_that_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_slurm_starts_workers_on_every_node_and_pbs_asks_for_known_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from campaign.runtime.parsl import _provider
+    from campaign.runtime.providers import provider
 
-    x, y = "{provider: slurm, nodes: 3, cores: 4}", "{provider: pbs, workers: 5, cores_per_worker: 3}"
+    x = "{provider: slurm, nodes: 3, cores: 4, start: [--cpu-bind=none, -c, '4']}"
+    y = "{provider: pbs, nodes: 2, workers: 5, cores_per_worker: 3, start: [--ppn, '1']}"
     site = load_site(write(tmp_path, f"site: a\nexecutors: {{x: {x}, y: {y}}}\nstages: {{default: x}}\n"))
-    slurm = _provider(site.executors["x"], "")
-    assert "srun --ntasks 3 " in slurm.launcher("work", 1, slurm.nodes_per_block)
-    assert _provider(site.executors["y"], "").cpus_per_node == 15
+    slurm, pbs = (provider(site.executors[name], "") for name in "xy")
+    assert "srun --ntasks 3 -l --cpu-bind=none -c 4 bash" in slurm.launcher("work", 1, slurm.nodes_per_block)
+    assert pbs.cpus_per_node == 15
+    assert "mpiexec --cpu-bind none --ppn 1 -n $WORKERCOUNT" in pbs.launcher("work", 1, pbs.nodes_per_block)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,10 @@ def test_slurm_starts_workers_on_every_node_and_pbs_asks_for_known_cores(
         ("cores: 4", "cores: '4'", 6, "executors.cpu.cores", "'4'", "remove the quotes"),
         ("    cores: 4\n", "", 4, "executors.cpu.cores", "auto", "cores: 64"),
         ("02:00:00", "2h", 8, "executors.cpu.walltime", "'2h'", "HH:MM:SS"),
+        ("02:00:00", "00:00:00", 8, "executors.cpu.walltime", "00:00:00", "write 01:00:00"),
+        ("02:00:00", "02:00:00\n    drain: 02:00:00", 9, "executors.cpu.drain", "02:00:00", "less than the walltime"),
+        ("02:00:00", "02:00:00\n    drain: soon", 9, "executors.cpu.drain", "'soon'", "HH:MM:SS"),
+        ("02:00:00", "02:00:00\n    binding: tight", 9, "executors.cpu.binding", "'tight'", "block-reverse"),
         ("partition: main", "partion: main", 9, "executors.cpu.options.partion", "'main'", "'partition'"),
         ("workers: 2}", "workers: 9}", 10, "executors.gpu.workers", "9", "write 8"),
         ("train: gpu", "train: gpus", 11, "stages.train", "'gpus'", "'gpu'"),
@@ -99,7 +105,6 @@ def test_slurm_starts_workers_on_every_node_and_pbs_asks_for_known_cores(
         ("environment", '  cp2k: [srun, -n, "{ranks}"]\nenvironment', 14, "launch.cp2k", "srun", "cp2k.psmp"),
         ("[module load x]", "[3]", 14, "environment[0]", "3", "quotes"),
         ("[module load x]", "[x]\nroots: [/data]", 15, "roots", "/data", "the keys here are"),
-        ("provider: pbs,", "provider: pbs, nodes: 3,", 10, "executors.gpu.nodes", "3", "nodes: 1 and max_blocks: 3"),
         ("provider: pbs,", "provider: local, nodes: 3,", 10, "executors.gpu.nodes", "3", "write nodes: 1"),
         ("[module load x]", "[x]\ntemperature: 300", 15, "temperature", "300", "the keys here are"),
     ],

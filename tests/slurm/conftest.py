@@ -11,13 +11,19 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import yaml
+
+from campaign.config.templates import site_path
+from campaign.tasks import TOKEN_VARIABLE
 
 NODES = ("n1", "n2", "n3", "n4")
 CORES = 2
@@ -47,7 +53,7 @@ MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=10
 KillWait=5
-OverTimeLimit=0
+EnforcePartLimits=ALL
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 {nodes}
@@ -112,9 +118,23 @@ class Cluster:
     def start_controller(self) -> None:
         self._start("slurmctld", ["slurmctld", "-D"])
 
-    def start_node(self, name: str) -> None:
+    def start_node(self, name: str, hidden: Path | None = None) -> bool:
+        """Start a node, one that does not see what is in ``hidden`` if asked; tell whether that could be done."""
         (self.folder / f"spool-{name}").mkdir(exist_ok=True)
-        self._start(name, ["slurmd", "-D", "-N", name])
+        command = ["slurmd", "-D", "-N", name]
+        if hidden is not None:
+            hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {hidden} && exec "$@"', "sh"]
+            if subprocess.run([*hide, "true"], capture_output=True).returncode:
+                return False
+            command = [*hide, *command]
+        self._start(name, command)
+        return True
+
+    def stop_node(self, name: str) -> None:
+        """End a node that runs nothing."""
+        process = self._started.pop(name)
+        process.terminate()
+        process.wait(10)
 
     def _start(self, name: str, command: list[str]) -> None:
         # Debian keeps the daemons where only root's PATH looks.
@@ -236,3 +256,20 @@ def cluster(_running: Cluster) -> Iterator[Cluster]:
     """Return the cluster with four idle nodes and an empty queue; what the test leaves there is ended."""
     yield _running
     _running.reset()
+
+
+@pytest.fixture
+def site(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return a function that writes ``site_configs/slurm.yaml`` adapted to the cluster and returns its path."""
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv(TOKEN_VARIABLE, "")
+
+    def write(launch: dict[str, list[str]] | None = None, **executor: Any) -> str:
+        document = yaml.safe_load(site_path("slurm").read_text())
+        document["executors"]["cpu"] |= {"cores": cluster.cores, "options": {"partition": "work"}, **executor}
+        document["launch"] = launch or {"lammps": document["launch"]["lammps"]}
+        path = tmp_path / "site.yaml"
+        path.write_text(yaml.safe_dump(document))
+        return str(path)
+
+    return write

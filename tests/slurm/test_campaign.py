@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from campaign.config import load_campaign, load_site
-from campaign.config.templates import site_path
 from campaign.pipeline import Options, run, survey
 from campaign.store.ledger import read_ledger
 from campaign.store.store import Store
-from campaign.tasks import TOKEN_VARIABLE
 
 pytestmark = pytest.mark.slurm
 
@@ -47,22 +42,6 @@ sample: [{method: fake, walkers: 8, frames: 80, segment: 10, delay: 1.0}]
 select: {method: random, size: 16}
 label: {engine: fake, delay: 0.5}
 """
-
-
-@pytest.fixture
-def site(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Return a function that writes ``site_configs/slurm.yaml`` adapted to the cluster and returns its path."""
-    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    monkeypatch.setenv(TOKEN_VARIABLE, "")
-
-    def write(**executor: Any) -> str:
-        document = yaml.safe_load(site_path("slurm").read_text())
-        document["executors"]["cpu"] |= {"cores": cluster.cores, "options": {"partition": "work"}, **executor}
-        path = tmp_path / "site.yaml"
-        path.write_text(yaml.safe_dump(document))
-        return str(path)
-
-    return write
 
 
 def found(path: Path) -> tuple[dict[str, list[str]], dict[str, bytes], dict[str, bytes]]:

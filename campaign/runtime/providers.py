@@ -1,0 +1,53 @@
+"""Parsl's providers: what asks the batch system for the nodes of an executor, and what starts the workers on them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from campaign.errors import InputError
+
+if TYPE_CHECKING:
+    from campaign.config import Executor
+
+#: Seconds between two looks at the queue, at most; a block of a few minutes is looked at more often.
+POLL = 60
+
+
+def provider(spec: Executor, init: str) -> Any:
+    """Return Parsl's provider of an executor's nodes.
+
+    Parameters
+    ----------
+    spec
+        The executor.
+    init
+        Shell lines run in each job before its workers start.
+    """
+    from parsl.launchers import MpiExecLauncher, SimpleLauncher, SrunLauncher
+    from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
+
+    blocks = {"init_blocks": 1, "min_blocks": 0, "max_blocks": spec.max_blocks}
+    if spec.provider == "local":
+        return LocalProvider(worker_init=init, launcher=SimpleLauncher(), **blocks)
+    kinds = {"slurm": SlurmProvider, "pbs": PBSProProvider}
+    if spec.provider not in kinds:
+        raise InputError(f"Provider {spec.provider} is not known; use local, slurm or pbs.")
+    interval = {"status_polling_interval": min(POLL, max(2, spec.seconds // 20))}
+    kind = type(kinds[spec.provider].__name__, (kinds[spec.provider],), interval)
+    batch = {"nodes_per_block": spec.nodes, "walltime": spec.walltime, "worker_init": init, "cmd_timeout": 60, **blocks}
+    options = dict(spec.options)
+    start = shlex.join(spec.start)
+    if spec.provider == "slurm":
+        if not options.get("exclusive", True):  # a part of a node: say which
+            batch["cores_per_node"] = spec.cores_of_node
+        return kind(launcher=SrunLauncher(overrides=start), **batch, **options)
+    several = spec.nodes > 1 or bool(spec.start)
+    launcher = MpiExecLauncher(bind_cmd="--cpu-bind", overrides=start) if several else SimpleLauncher()
+    return kind(cpus_per_node=spec.cores_of_node, launcher=launcher, **batch, **options)
+
+
+def drain(executor: Any, seconds: int) -> None:
+    """Let the workers that a Parsl executor starts from now on take no new task ``seconds`` after their start."""
+    executor.launch_cmd = re.sub(r"--drain_period=\w+", f"--drain_period={seconds}", executor.launch_cmd)

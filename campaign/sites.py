@@ -1,0 +1,291 @@
+"""A site before core-hours are spent: what is asked for, what the batch system refuses, what its workers see."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from campaign.config.fields import suggest
+from campaign.errors import CampaignError, InputError
+from campaign.stages.probe import no_room
+from campaign.tasks import Context, Json, Record, Task
+
+if TYPE_CHECKING:
+    from campaign.config import Executor, Site
+
+#: What Parsl says of a job that ended before its workers were heard of.
+UNHEARD = "workers failed to register"
+
+#: What Slurm's commands say on a machine that has them and no controller: nothing about the site.
+AWAY = "configuration source|contact slurm controller|Connection refused|Zero Bytes|timed out"
+
+#: Ranks that each engine is started on in a test, where a worker has as many cores.
+RANKS = 2
+
+
+def describe(site: Site) -> Iterator[str]:
+    """Yield the lines that say what a site will be asked for: blocks, submission scripts, launch lines."""
+    for name, spec in site.executors.items():
+        stages = [stage for stage, place in site.stages.items() if place == name]
+        workers = site.workers_per_node(name)
+        yield f"executor {name} ({', '.join(stages) or 'no stage'}): {_blocks(spec)}"
+        each = f"{spec.cores_per_worker} core{'s' if spec.cores_per_worker > 1 else ''}"
+        gpus = f", {spec.gpus} GPUs dealt out to them" if spec.gpus else ""
+        yield f"  {workers} worker{'s' if workers > 1 else ''} of {each} on a node{gpus}"
+        if spec.provider == "local":
+            continue
+        yield f"  no task starts in the last {spec.drain_seconds} s of a block, or in as long as tasks are seen to take"
+        from campaign.runtime.submission import submission
+
+        yield "  the script of a block:"
+        yield from (f"    {line}" for line in submission(site, name).splitlines())
+    for engine, words in site.launch.items():
+        line = " ".join(words).replace("{ranks}", str(RANKS))
+        yield f"{engine} on {RANKS} ranks: {line}{' python ...' if engine != 'cp2k' else ''}"
+
+
+def _blocks(spec: Executor) -> str:
+    if spec.provider == "local":
+        return "this machine, no batch system"
+    nodes = f"{spec.nodes} node{'s' if spec.nodes > 1 else ''}"
+    blocks = f"{spec.max_blocks} block{'s' if spec.max_blocks > 1 else ''}"
+    return f"{blocks} at most at once, each a job of {nodes} for {spec.walltime}; others follow until all is done"
+
+
+# --- what the batch system refuses -------------------------------------------------------------------------------
+
+
+def refused(site: Site) -> list[str]:
+    """Return a line for each executor in use that the batch system would refuse, with its remedy; submit nothing.
+
+    Only where this machine has the batch system's commands: elsewhere nothing is known.
+    """
+    used = dict.fromkeys(site.stages.values())
+    problems: list[str] = []
+    for name in used:
+        spec = site.executors[name]
+        where = f"site {site.name}: executors.{name}.options"
+        unset = [(key, value) for key, value in spec.options.items() if re.fullmatch(r"<.*>", str(value))]
+        problems += [
+            f"{where}.{key}: it is not set, got {value}; campaign sites {site.name} > my-{site.name}.yaml, write yours "
+            f"there, and name the file with --site"
+            for key, value in unset
+        ]
+        if unset:
+            continue
+        if spec.provider == "slurm" and shutil.which("sbatch"):
+            problems += _refused_by_slurm(site, name)
+        if spec.provider == "pbs" and shutil.which("qstat"):
+            problems += _unknown_queue(where, str(spec.options.get("queue", "")))
+    return problems
+
+
+def _refused_by_slurm(site: Site, name: str) -> list[str]:
+    """Let Slurm check a block's script (``sbatch --test-only``)."""
+    from campaign.runtime.submission import submit
+
+    said: list[str] = []
+
+    def take(command: str, script: Path) -> None:
+        try:
+            _ask(["sbatch", "--test-only", str(script)])
+        except CampaignError as error:
+            if not re.search(AWAY, str(error)):
+                said.append(str(error))
+
+    submit(site, name, take)
+    return [_slurm_remedy(site, name, text) for text in said]
+
+
+def _ask(command: list[str]) -> str:
+    from campaign.engines import process
+
+    with tempfile.TemporaryDirectory() as folder:
+        return process.run(command, Path(folder), 60.0)
+
+
+def _words(command: list[str]) -> list[str]:
+    """Return what a command of the batch system prints, word by word; nothing where it fails."""
+    try:
+        return _ask(command).split()
+    except CampaignError:
+        return []
+
+
+def _slurm_remedy(site: Site, name: str, said: str) -> str:
+    """Return Slurm's refusal as a line with its remedy."""
+    spec = site.executors[name]
+    here = f"site {site.name}: executors.{name}"
+    said = re.sub(r" \(/.*\)$", "", said.rpartition("error: ")[2] or said).rstrip(".")
+    if "partition" in said.lower() and "account" not in said.lower():
+        partitions = [word.rstrip("*") for word in _words(["sinfo", "--noheader", "--format=%P"])]
+        remedy = suggest(str(spec.options.get("partition", "")), partitions) if partitions else "see: sinfo"
+        got = spec.options.get("partition", "no partition")
+        return f"{here}.options.partition: Slurm refuses it ({said}), got {got}; {remedy}"
+    if "account" in said.lower():
+        got = spec.options.get("account", "no account")
+        remedy = "write the account that your hours are on (sacctmgr show associations user=$USER)"
+        return f"{here}.options.account: Slurm refuses it ({said}), got {got}; {remedy}"
+    if "time limit" in said.lower():
+        limits = ", ".join(_words(["sinfo", "--noheader", "--format=%P=%l"]))
+        return f"{here}.walltime: Slurm refuses it ({said}), got {spec.walltime}; the partitions' limits are {limits}"
+    if "qos" in said.lower():
+        return f"{here}.options.qos: Slurm refuses it ({said}), got {spec.options.get('qos')}; see: sacctmgr show qos"
+    if "node" in said.lower():
+        sizes = ", ".join(_words(["sinfo", "--noheader", "--format=%P=%D*%c"]))
+        return (
+            f"{here}: Slurm has no such nodes ({said}), got nodes: {spec.nodes}, cores: {spec.cores_of_node}; write "
+            f"what a partition has (partition=nodes*CPUs: {sizes})"
+        )
+    return f"{here}.options: Slurm refuses a block ({said}); correct them"
+
+
+def _unknown_queue(where: str, queue: str) -> list[str]:
+    try:
+        lines = _ask(["qstat", "-Q"]).splitlines()
+    except CampaignError as error:
+        return [f"{where}: PBS does not answer ({error}); try again later"]
+    queues = [line.split()[0] for line in lines[2:] if line.split()]
+    if not queue or queue in queues:
+        return []
+    return [f"{where}.queue: PBS has no such queue, got {queue}; {suggest(queue, queues)}"]
+
+
+# --- what the workers see ----------------------------------------------------------------------------------------
+
+
+def try_site(site: Site, patience: float = 120.0, root: Path | None = None) -> Iterator[str]:
+    """Run one tiny task on each executor of a site and yield lines about each that answers.
+
+    Parameters
+    ----------
+    site
+        The site. Its executors are tried one after another, also those that no stage uses.
+    patience
+        Seconds to wait for each: the queue's time is in it.
+    root
+        A folder as run directories have; the present one by default.
+
+    Raises
+    ------
+    InputError
+        With a line for each executor that gave no answer or is not fit to run campaigns, after all were tried.
+    """
+    root = Path.cwd() if root is None else root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    problems = [f"site {site.name}: {fault}" for fault in no_room(root)]
+    if problems:
+        raise InputError(*problems)
+    for name in site.executors:
+        alone = {"executors": {name: site.executors[name]}, "stages": {"default": name}}
+        start = time.time()
+        single = site.model_copy(update=alone)
+        where = f"site {site.name}: executor {name}"
+        faults = refused(single)
+        if faults:
+            problems += faults
+            continue
+        record, words = _answer(single, patience, root)
+        if record is None:
+            problems.append(f"{where}: no worker answered in {patience:g} s; {_silence(words)}")
+        elif record["state"] != "done":
+            problems.append(f"{where}: no worker answered; {_silence(words or record['cause'])}")
+        else:
+            yield from _told(name, record, time.time() - start)
+            problems += [f"{where}: {fault}" for fault in _faults(single, name, record)]
+    if problems:
+        raise InputError(*problems)
+
+
+def _silence(words: str) -> str:
+    if not words:
+        return "look at the queue and at the executor's options; a queue may take longer: --patience SECONDS"
+    if UNHEARD in words:
+        return (
+            "its job ended without a word, so the node does not see this folder: name one that all nodes share with "
+            "--root"
+        )
+    return f"the last that was said of its job: {words}"
+
+
+def _told(name: str, record: Record, seconds: float) -> Iterator[str]:
+    python = record["versions"]["python"]
+    others = "".join(f", {k} {v}" for k, v in record["versions"].items() if k != "python")
+    yield f"executor {name}: host {record['host']} answered after {seconds:.1f} s, Python {python}{others}"
+    seen = record["result"]
+    if not seen:
+        return
+    yield f"  node {seen['node']}: {seen['cores']} cores and {seen['gpus']} GPUs seen by the worker"
+    yield "  the folder is shared and takes data" if not seen["faults"] else "  the folder is not fit: see below"
+    for engine, found in seen["engines"].items():
+        if "error" not in found:
+            yield f"  {engine} {found['version']}: {found['ranks']} MPI ranks seen"
+
+
+def _faults(site: Site, name: str, record: Record) -> Iterable[str]:
+    """Yield what is wrong with what a worker saw, each with its remedy."""
+    spec, seen = site.executors[name], record["result"]
+    python = record["versions"]["python"]
+    if python != platform.python_version():
+        yield (
+            f"the worker's Python {python} is not this one ({platform.python_version()}); "
+            "activate the same environment in the site file's environment"
+        )
+    yield from seen.get("faults", ())
+    if seen and spec.gpus and not seen["gpus"]:
+        yield (
+            f"the node is said to have {spec.gpus} GPUs, and the worker sees none; ask for them under options "
+            "(gpus_per_node or gres; pbs: select_options), or install a torch with CUDA or ROCm"
+        )
+    asked = _ranks(spec)
+    for engine, found in seen.get("engines", {}).items():
+        if "error" in found:
+            yield f"launch.{engine}: it does not start on the node: {found['error']} {_launch_remedy(found['error'])}"
+        elif found["ranks"] != asked:
+            yield (
+                f"launch.{engine}: {found['ranks']} MPI rank{'s' if found['ranks'] > 1 else ''} started, not {asked}; "
+                "name the launcher of the MPI that the engine was built with"
+            )
+
+
+def _launch_remedy(said: str) -> str:
+    if "was not found" in said:
+        return "Load its module under environment, or write its full path."
+    if "was stopped after" in said:
+        return "mpiexec cannot start ranks inside an srun step: there, write srun --mpi=pmi2 --overlap."
+    return "Correct it in the site file."
+
+
+def _ranks(spec: Executor) -> int:
+    return min(RANKS, spec.cores_per_worker)
+
+
+def _answer(site: Site, patience: float, root: Path) -> tuple[Record | None, str]:
+    """Return what a task on a site's one executor left behind, None where nothing came in time; and what was said."""
+    from campaign.runtime.parsl import ParslRunner
+    from campaign.worker import run_task
+
+    (spec,) = site.executors.values()
+    with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=root) as folder:
+        word = uuid.uuid4().hex
+        (Path(folder) / "word").write_text(word)
+        params: dict[str, Json] = {"word": word, "ranks": _ranks(spec), "gpus": spec.gpus, "engines": list(site.launch)}
+        launch = {engine: list(words) for engine, words in site.launch.items()}
+        end = time.time() + patience
+        runner = ParslRunner(run_task, site, Path(folder) / "logs", uuid.uuid4().hex, patience=2 * patience)
+        try:
+            runner.submit(Task("probe", "try", params), Context(Path(folder), launch))
+            records: list[Record] = []
+            while not records and time.time() < end:
+                records = runner.wait(1.0)
+            words = "" if records and records[0]["state"] == "done" else runner.words()
+        finally:
+            runner.close()
+    return (records[0] if records else None), words

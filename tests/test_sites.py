@@ -1,0 +1,123 @@
+"""What is found out about a site before core-hours are spent, without a batch system (with one: ``tests/slurm``)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from campaign.config import load_site, site_names
+from campaign.errors import InputError
+from campaign.sites import describe, refused, try_site
+from campaign.stages import probe
+from campaign.tasks import Context, Record, Task, new_record
+
+
+class Deaf:
+    """A runner whose workers do not all answer: ``silent`` never, ``old`` with another Python."""
+
+    def __init__(self, work: object, site: object, logs: Path, token: str, patience: float) -> None:
+        self.name = site.executor_for("noop")  # type: ignore[attr-defined]
+        self.records: list[Record] = []
+
+    def submit(self, task: Task, context: Context) -> None:
+        record = new_record(task, 0)
+        record["versions"] |= {"python": "2.7"} if self.name == "old" else {"lammps": "1"}
+        self.records = [] if self.name == "silent" else [record]
+
+    def wait(self, seconds: float) -> list[Record]:
+        return self.records
+
+    def words(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
+def test_executors_that_do_not_answer_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("campaign.runtime.parsl.ParslRunner", Deaf)
+    executors = ", ".join(f"{name}: {{provider: local}}" for name in ("silent", "old", "good"))
+    (tmp_path / "site.yaml").write_text(f"site: s\nexecutors: {{{executors}}}\nstages: {{default: good}}\n")
+    lines: list[str] = []
+    with pytest.raises(InputError) as caught:
+        lines.extend(try_site(load_site("site.yaml"), patience=0.2))
+    assert [line.split(":")[0] for line in lines] == ["executor old", "executor good"]
+    assert lines[1].endswith(", lammps 1")
+    silent, old = caught.value.problems
+    assert silent.startswith("site s: executor silent: no worker answered in 0.2 s; look at the queue")
+    assert old.startswith("site s: executor old: the worker's Python 2.7 is not this one")
+
+
+def test_what_is_printed_of_a_site_is_a_site_file(tmp_path: Path) -> None:
+    from campaign.config import dump
+
+    for name in site_names():
+        site = load_site(name)
+        lines = list(describe(site))
+        assert any(line.startswith("executor ") for line in lines)
+        text = dump(site) + "".join(f"# {line}\n" for line in lines)
+        assert yaml.safe_load(text)["site"] == name
+
+
+def test_a_block_is_described_by_what_the_batch_system_is_asked_for() -> None:
+    text = "\n".join(describe(load_site("slurm")))
+    assert "4 blocks at most at once, each a job of 1 node for 02:00:00" in text
+    assert "64 workers of 1 core on a node" in text
+    assert "no task starts in the last 360 s of a block" in text
+    assert "#SBATCH --time=120" in text
+    assert "lammps on 2 ranks: srun --mpi=pmi2 --overlap -n 2 python ..." in text
+
+
+def test_a_folder_that_takes_no_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    assert probe.no_room(tmp_path) == []
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError) as caught:
+        list(try_site(load_site("local"), 1.0, tmp_path))
+    (problem,) = caught.value.problems
+    assert f"4 MB could not be written into {tmp_path} ({os.strerror(errno.EDQUOT)}); make room" in problem
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "does not see"), ("other", "sees another")])
+def test_a_worker_tells_when_the_folder_is_not_shared(tmp_path: Path, content: str | None, words: str) -> None:
+    if content:
+        (tmp_path / "word").write_text(content)
+    task = Task("probe", "try", {"word": "mine", "engines": ["lammps"], "ranks": 1, "gpus": 0})
+    summary = probe.work(task, Context(tmp_path)).summary
+    (fault,) = summary["faults"]
+    assert words in fault
+    assert fault.endswith("name a folder that all nodes share with --root")
+    assert summary["engines"] == {}
+
+
+def test_an_option_that_is_still_to_be_filled_in_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "site: s\nexecutors: {cpu: {provider: pbs, cores: 4, options: {account: <project>, queue: q}}}\n"
+        "stages: {default: cpu}\n"
+    )
+    (problem,) = refused(load_site(str(tmp_path / "s.yaml")))
+    assert problem.startswith(
+        "site s: executors.cpu.options.account: it is not set, got <project>; campaign sites s > "
+    )
+
+
+def test_pbs_is_asked_for_its_queues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qstat = tmp_path / "qstat"
+    qstat.write_text("#!/bin/sh\nprintf 'Queue Max\\n----- ---\\nprod 0\\ndebug 0\\n'\n")
+    qstat.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    text = "site: s\nexecutors: {cpu: {provider: pbs, cores: 4, options: {queue: NAME}}}\nstages: {default: cpu}\n"
+    for name, problems in {"debug": 0, "debgu": 1}.items():
+        (tmp_path / "s.yaml").write_text(text.replace("NAME", name))
+        found = refused(load_site(str(tmp_path / "s.yaml")))
+        assert len(found) == problems
+    assert "options.queue: PBS has no such queue, got debgu; " in found[0]
+    assert "'debug'" in found[0]
