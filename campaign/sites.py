@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from campaign.config import check_filled_in
 from campaign.config.fields import suggest
 from campaign.errors import CampaignError, InputError
 from campaign.stages.probe import no_room
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 UNHEARD = "workers failed to register"
 
 #: What Slurm's commands say on a machine that has them and no controller: nothing about the site.
-AWAY = "configuration source|contact slurm controller|Connection refused|Zero Bytes|timed out"
+AWAY = "configuration source|contact slurm controller|Connection refused|Zero Bytes|timed out|was stopped after"
 
 #: Ranks that each engine is started on in a test, where a worker has as many cores.
 RANKS = 2
@@ -72,12 +73,8 @@ def refused(site: Site) -> list[str]:
     for name in used:
         spec = site.executors[name]
         where = f"site {site.name}: executors.{name}.options"
-        unset = [(key, value) for key, value in spec.options.items() if re.fullmatch(r"<.*>", str(value))]
-        problems += [
-            f"{where}.{key}: it is not set, got {value}; campaign sites {site.name} > my-{site.name}.yaml, write yours "
-            f"there, and name the file with --site"
-            for key, value in unset
-        ]
+        unset = check_filled_in(site, name)
+        problems += unset
         if unset:
             continue
         if spec.provider == "slurm" and shutil.which("sbatch"):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from campaign.config.labels import CALCULATORS, AseLabel, CP2KLabel, FakeLabel, Label, LammpsLabel, Potential
     from campaign.config.load import Loaded, dump, load_campaign, load_site
     from campaign.config.selections import Random, Representation, RNDStream, Select
-    from campaign.config.site_checks import check_together
+    from campaign.config.site_checks import check_filled_in, check_together
     from campaign.config.site_file import Executor, Site
     from campaign.config.structures import Packing, Prototype, StructureFile
     from campaign.config.templates import copy_template, site_names, site_path, template_names, template_path
@@ -47,7 +47,7 @@ _HOME = {
     "labels": "CALCULATORS AseLabel CP2KLabel FakeLabel Label LammpsLabel Potential",
     "load": "Loaded dump load_campaign load_site",
     "selections": "Random Representation RNDStream Select",
-    "site_checks": "check_together",
+    "site_checks": "check_filled_in check_together",
     "site_file": "Executor Site",
     "structures": "Packing Prototype StructureFile",
     "templates": "copy_template site_names site_path template_names template_path",
@@ -91,6 +91,7 @@ __all__ = [
     "Thresholds",
     "Train",
     "Validate",
+    "check_filled_in",
     "check_together",
     "copy_template",
     "dump",

@@ -131,6 +131,16 @@ def _launches(word: str) -> bool:
     return Path(word).name.split(".")[0] in LAUNCHERS
 
 
+def check_filled_in(site: Site, name: str) -> list[str]:
+    """Return a line for each option of an executor that still holds a place to fill in, such as ``<project>``."""
+    return [
+        f"site {site.name}: executors.{name}.options.{key}: it is not set, got {value}; "
+        f"campaign sites {site.name} > my-{site.name}.yaml, write yours there, and name the file with --site"
+        for key, value in site.executors[name].options.items()
+        if re.search(r"<\w+>", str(value))
+    ]
+
+
 def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
     """Return what a campaign asks for and a site has not, each with the campaign file's line.
 
@@ -172,7 +182,9 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
                 say(f"{key}.{name}", fault[0], got, fault[1])
     problems += _label_problems(loaded, site)
     problems += _train_problems(loaded, site)
-    return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)]
+    used = {site.executor_for(stage) for stage in spec.stages if stage in site.stages or "default" in site.stages}
+    unset = [line for name in sorted(used) for line in check_filled_in(site, name)]
+    return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)] + unset
 
 
 def _label_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from campaign.leftovers import end_leftovers
-from campaign.runtime.providers import drain, provider
+from campaign.runtime.providers import Ask, drain, provider
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def executors(site: Site, token: str) -> list[Any]:
     return [executor(site, name, token) for name in sorted(used)]
 
 
-def executor(site: Site, name: str, token: str) -> Any:
+def executor(site: Site, name: str, token: str, ask: Ask | None = None) -> Any:
     """Return Parsl's executor for one of the site's pools of workers, not started."""
     from parsl.executors import HighThroughputExecutor
 
@@ -270,8 +270,8 @@ def executor(site: Site, name: str, token: str) -> Any:
     local = spec.provider == "local"
     return HighThroughputExecutor(
         label=name,
-        address="127.0.0.1" if local else None,
-        provider=provider(spec, _worker_init(site, spec, token)),
+        address="127.0.0.1" if local else "ADDRESSES" if ask else None,  # None: all that this machine has
+        provider=provider(spec, _worker_init(site, spec, token), ask),
         max_workers_per_node=site.workers_per_node(name),
         cores_per_worker=spec.cores_per_worker,
         available_accelerators=accelerators(spec.gpus, site.workers_per_node(name)),
@@ -300,6 +300,8 @@ def _worker_init(site: Site, spec: Executor, token: str) -> str:
     lines = [*site.environment]
     if site.scratch is not None:
         lines.append(f"mkdir -p {shlex.quote(site.scratch)} && export TMPDIR={shlex.quote(site.scratch)}")
+    if spec.provider == "pbs":  # the workers of a block are started by the machine's mpiexec, not by this Python's
+        lines.append('MPIEXEC=$(command -v mpiexec); mpiexec() { "$MPIEXEC" "$@"; }')
     lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         lines.append(f"export {name}={spec.cores_per_worker}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from campaign.errors import InputError
@@ -11,11 +12,13 @@ from campaign.errors import InputError
 if TYPE_CHECKING:
     from campaign.config import Executor
 
+Ask = Callable[[str], tuple[int, str, str]]
+
 #: Seconds between two looks at the queue, at most; a block of a few minutes is looked at more often.
 POLL = 60
 
 
-def provider(spec: Executor, init: str) -> Any:
+def provider(spec: Executor, init: str, ask: Ask | None = None) -> Any:
     """Return Parsl's provider of an executor's nodes.
 
     Parameters
@@ -24,6 +27,8 @@ def provider(spec: Executor, init: str) -> Any:
         The executor.
     init
         Shell lines run in each job before its workers start.
+    ask
+        Stands in for the batch system: a command of its goes in, exit code and printed texts come out.
     """
     from parsl.launchers import MpiExecLauncher, SimpleLauncher, SrunLauncher
     from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
@@ -34,8 +39,9 @@ def provider(spec: Executor, init: str) -> Any:
     kinds = {"slurm": SlurmProvider, "pbs": PBSProProvider}
     if spec.provider not in kinds:
         raise InputError(f"Provider {spec.provider} is not known; use local, slurm or pbs.")
-    interval = {"status_polling_interval": min(POLL, max(2, spec.seconds // 20))}
-    kind = type(kinds[spec.provider].__name__, (kinds[spec.provider],), interval)
+    interval: dict[str, Any] = {"status_polling_interval": min(POLL, max(2, spec.seconds // 20))}
+    asked = {} if ask is None else {"execute_wait": lambda self, command, timeout=None: ask(command)}
+    kind = type(kinds[spec.provider].__name__, (kinds[spec.provider],), interval | asked)
     batch = {"nodes_per_block": spec.nodes, "walltime": spec.walltime, "worker_init": init, "cmd_timeout": 60, **blocks}
     options = dict(spec.options)
     start = shlex.join(spec.start)

@@ -31,21 +31,19 @@ def submit(site: Site, name: str, take: Callable[[str, Path], Any]) -> None:
     """Let Parsl write a block's script; hand ``take`` the command that would submit it, and the script."""
     from campaign.runtime.parsl import executor
 
-    parsl = executor(site, name, "TOKEN")
+    def answer(command: str) -> tuple[int, str, str]:
+        words = command.split()
+        if words[0] in ("sbatch", "qsub"):
+            take(command, Path(words[-1]))
+        return 0, "Submitted batch job 1" if words[0] == "sbatch" else "1", ""
+
+    parsl = executor(site, name, "TOKEN", answer)
     with tempfile.TemporaryDirectory() as folder:
         scripts = Path(folder) / "RUN" / "logs" / "submit_scripts"
         scripts.mkdir(parents=True)
         parsl.run_dir = str(scripts.parent)
-        parsl.worker_port, parsl.all_addresses = "PORT", {"ADDRESSES"}
+        parsl.worker_port = "PORT"
         parsl.cert_dir = parsl.logconf_path = f"{scripts.parent}/{name}"
         parsl.initialize_scaling()
-
-        def answer(command: str, timeout: int | None = None) -> tuple[int, str, str]:
-            words = command.split()
-            if words[0] in ("sbatch", "qsub"):
-                take(command, Path(words[-1]))
-            return 0, "Submitted batch job 1" if words[0] == "sbatch" else "1", ""
-
         parsl.provider.script_dir = str(scripts)
-        parsl.provider.execute_wait = answer
         parsl.provider.submit(parsl.launch_cmd.format(block_id="BLOCK"), 1, f"campaign.{name}")

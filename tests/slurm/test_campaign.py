@@ -102,7 +102,7 @@ def test_a_killed_node_and_a_cancelled_job_change_nothing(
         lost.append(node)
 
     lost: list[str] = []
-    path = both(tmp_path, TOY, site(), trouble)
+    path = both(tmp_path, TOY, site(walltime="00:02:00"), trouble)
     assert lost
     lines = read_ledger(path / "ledger.jsonl")
     assert [r["cause"] for r in lines if r["state"] == "failed"], "nothing was lost: the test does not test"

@@ -17,6 +17,8 @@ from campaign.sites import refused, try_site
 
 pytestmark = pytest.mark.slurm
 
+GOLDEN = Path(__file__).parents[1] / "golden"
+
 
 @pytest.mark.lammps
 def test_a_site_that_works_is_described_by_its_workers(site: Callable[..., str], tmp_path: Path) -> None:
@@ -65,6 +67,16 @@ def test_what_slurm_would_refuse_is_found_without_asking_for_a_node(
     assert done.returncode == 2
     assert problem in done.stderr
     assert not cluster.jobs()
+
+
+SCRIPTS = [path for path in sorted(GOLDEN.glob("*.sh")) if "#SBATCH" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_slurm_knows_every_option_of_the_sites_that_come_with_campaign(cluster: Any, path: Path) -> None:
+    done = subprocess.run(["sbatch", "--test-only", str(path)], capture_output=True, text=True)
+    assert done.returncode  # this cluster has no such partition
+    assert "option" not in done.stderr
 
 
 def test_a_site_that_slurm_takes_has_no_problems(site: Callable[..., str]) -> None:

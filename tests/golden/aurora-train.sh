@@ -1,0 +1,45 @@
+# qsub -q prod -A <project> SCRIPT
+#!/bin/bash
+
+#PBS -S /bin/bash
+#PBS -N campaign.train
+#PBS -m n
+#PBS -l walltime=06:00:00
+#PBS -l select=1:ncpus=104
+#PBS -o SCRIPT.stdout
+#PBS -e SCRIPT.stderr
+#PBS -l filesystems=home:flare
+#PBS -l place=scatter
+
+MPIEXEC=$(command -v mpiexec); mpiexec() { "$MPIEXEC" "$@"; }
+export PATH=ENVIRONMENT/bin:$PATH
+export OMP_NUM_THREADS=26
+export MKL_NUM_THREADS=26
+export OPENBLAS_NUM_THREADS=26
+export CAMPAIGN_DRIVER=TOKEN SPT_NOENV=1
+
+export JOBNAME="campaign.train"
+
+set -e
+export CORES=$(getconf _NPROCESSORS_ONLN)
+[[ "1" == "1" ]] && echo "Found cores : $CORES"
+WORKERCOUNT=1
+SCRIPT_DIR="RUN/logs/submit_scripts"
+[[ -d $SCRIPT_DIR ]] || SCRIPT_DIR=""
+
+# Deduplicate the nodefile
+HOSTFILE="$JOBNAME.nodes"
+if [ -z "$PBS_NODEFILE" ]; then
+    echo "localhost" > $HOSTFILE
+else
+    sort -u $PBS_NODEFILE > $HOSTFILE
+fi
+
+cat << MPIEXEC_EOF > ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$JOBNAME.sh
+process_worker_pool.py  --max_workers_per_node=4 -a ADDRESSES -p 0 -c 26 -m None --poll 10 --port=PORT --cert_dir RUN/logs/train --logdir=RUN/logs/train --logconf=RUN/logs/train --block_id=BLOCK --hb_period=5  --hb_threshold=20 --drain_period=20520 --cpu-affinity none  --mpi-launcher=mpiexec --available-accelerators 
+MPIEXEC_EOF
+chmod u+x ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$JOBNAME.sh
+
+mpiexec --cpu-bind none --ppn 1 --depth=208 -n $WORKERCOUNT --hostfile $HOSTFILE /usr/bin/sh ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$JOBNAME.sh
+
+[[ "1" == "1" ]] && echo "All workers done"

@@ -1,0 +1,43 @@
+# sbatch SCRIPT
+#!/bin/bash
+
+#SBATCH --job-name=campaign.gpu
+#SBATCH --output=SCRIPT.stdout
+#SBATCH --error=SCRIPT.stderr
+#SBATCH --nodes=1
+#SBATCH --time=360
+#SBATCH --ntasks-per-node=1
+
+#SBATCH --exclusive
+#SBATCH --partition=standard-g
+#SBATCH --account=<project>
+#SBATCH --gpus-per-node=8
+
+
+export PATH=ENVIRONMENT/bin:$PATH
+export OMP_NUM_THREADS=7
+export MKL_NUM_THREADS=7
+export OPENBLAS_NUM_THREADS=7
+export CAMPAIGN_DRIVER=TOKEN SPT_NOENV=1
+
+
+export JOBNAME="campaign.gpu"
+
+set -e
+export CORES=$SLURM_CPUS_ON_NODE
+export NODES=$SLURM_JOB_NUM_NODES
+
+[[ "1" == "1" ]] && echo "Found cores : $CORES"
+[[ "1" == "1" ]] && echo "Found nodes : $NODES"
+WORKERCOUNT=1
+SCRIPT_DIR="RUN/logs/submit_scripts"
+[[ -d $SCRIPT_DIR ]] || SCRIPT_DIR=""
+
+cat << SLURM_EOF > ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
+process_worker_pool.py  --max_workers_per_node=8 -a ADDRESSES -p 0 -c 7 -m None --poll 10 --port=PORT --cert_dir RUN/logs/gpu --logdir=RUN/logs/gpu --logconf=RUN/logs/gpu --block_id=BLOCK --hb_period=5  --hb_threshold=20 --drain_period=20520 --cpu-affinity list:49-55:57-63:17-23:25-31:1-7:9-15:33-39:41-47  --mpi-launcher=mpiexec --available-accelerators 0 1 2 3 4 5 6 7
+SLURM_EOF
+chmod a+x ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
+
+srun --ntasks 1 -l --cpus-per-task=56 --cpu-bind=none bash ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
+
+[[ "1" == "1" ]] && echo "Done"

@@ -1,0 +1,45 @@
+# qsub -q prod -A <project> SCRIPT
+#!/bin/bash
+
+#PBS -S /bin/bash
+#PBS -N campaign.cpu
+#PBS -m n
+#PBS -l walltime=03:00:00
+#PBS -l select=10:ncpus=32:system=polaris
+#PBS -o SCRIPT.stdout
+#PBS -e SCRIPT.stderr
+#PBS -l filesystems=home:eagle
+#PBS -l place=scatter
+
+MPIEXEC=$(command -v mpiexec); mpiexec() { "$MPIEXEC" "$@"; }
+export PATH=ENVIRONMENT/bin:$PATH
+export OMP_NUM_THREADS=1
+export MKL_NUM_THREADS=1
+export OPENBLAS_NUM_THREADS=1
+export CAMPAIGN_DRIVER=TOKEN SPT_NOENV=1
+
+export JOBNAME="campaign.cpu"
+
+set -e
+export CORES=$(getconf _NPROCESSORS_ONLN)
+[[ "1" == "1" ]] && echo "Found cores : $CORES"
+WORKERCOUNT=10
+SCRIPT_DIR="RUN/logs/submit_scripts"
+[[ -d $SCRIPT_DIR ]] || SCRIPT_DIR=""
+
+# Deduplicate the nodefile
+HOSTFILE="$JOBNAME.nodes"
+if [ -z "$PBS_NODEFILE" ]; then
+    echo "localhost" > $HOSTFILE
+else
+    sort -u $PBS_NODEFILE > $HOSTFILE
+fi
+
+cat << MPIEXEC_EOF > ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$JOBNAME.sh
+process_worker_pool.py  --max_workers_per_node=32 -a ADDRESSES -p 0 -c 1 -m None --poll 10 --port=PORT --cert_dir RUN/logs/cpu --logdir=RUN/logs/cpu --logconf=RUN/logs/cpu --block_id=BLOCK --hb_period=5  --hb_threshold=20 --drain_period=10260 --cpu-affinity none  --mpi-launcher=mpiexec --available-accelerators 
+MPIEXEC_EOF
+chmod u+x ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$JOBNAME.sh
+
+mpiexec --cpu-bind none --ppn 1 --depth=64 -n $WORKERCOUNT --hostfile $HOSTFILE /usr/bin/sh ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$JOBNAME.sh
+
+[[ "1" == "1" ]] && echo "All workers done"
