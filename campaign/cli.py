@@ -75,6 +75,7 @@ def run(
     until: Until = None,
     retry_quarantined: Retry = False,
     inline: Inline = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit the driver as a batch job, and return.")] = False,
 ) -> None:
     """Run a campaign; the same command again continues it."""
     from campaign.config import load_campaign, load_site
@@ -84,6 +85,11 @@ def run(
     machine = _collect(problems, load_site, site)
     if problems:
         raise InputError(*problems)
+    if detach:
+        from campaign.detach import detach as submit
+
+        _say(submit(file, site, root, until, retry_quarantined))
+        return
     _drive(loaded, machine, root / loaded.spec.name, until, retry_quarantined, inline)
 
 

@@ -32,7 +32,10 @@ def _gpu() -> bool:
 FINDERS: dict[str, Callable[[], bool]] = {
     "lammps": _lammps,
     "cp2k": lambda: any(shutil.which(f"cp2k.{build}") for build in ("psmp", "popt", "ssmp", "sopt")),
-    "slurm": lambda: all(shutil.which(name) for name in ("sbatch", "srun", "slurmctld")),
+    "slurm": lambda: all(
+        shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")  # Debian: on root's PATH alone
+        for name in ("sbatch", "srun", "slurmctld", "slurmd", "munged")
+    ),
     "gpu": _gpu,
     "dscribe": lambda: find_spec("dscribe") is not None,
     "skmatter": lambda: find_spec("skmatter") is not None,

@@ -31,6 +31,7 @@ LAYERS = {
     "flow": 4,
     "results": 5,
     "sites": 4,
+    "detach": 6,
     "inputs": 4,
     "origins": 5,
     "pipeline": 6,

@@ -121,6 +121,7 @@ class Site(Model):
         description="the command in front of each engine, as a list with {ranks} (and {node}) to fill",
     )
     environment: tuple[str, ...] = Field((), description="shell lines run before the workers start")
+    driver: Executor | None = Field(None, description="the job of the driver itself (run --detach): one core, for long")
     scratch: FileName | None = Field(None, description="folder on the nodes for engines' temporary files (TMPDIR)")
 
     @property

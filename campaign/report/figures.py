@@ -352,6 +352,25 @@ def gantt(records: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> F
     }
 
 
+def utilisation(records: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
+    """Return the number of workers, and the share of their time that they were at work.
+
+    A worker's time is from its first task to the end of its last one, and at most to the start of the last task of all:
+    then nothing waits any more. What the machine lost is told by the driver and not by a worker, and does not count.
+    """
+    lanes: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for r in records:
+        start, seconds = number(r.get("start")), number(r.get("seconds"))
+        if start is not None and seconds is not None and not r.get("transient"):
+            lanes.setdefault((str(r.get("host")), str(r.get("pid"))), []).append((start, start + seconds))
+    last = max((start for lane in lanes.values() for start, _ in lane), default=0.0)
+    busy = time = 0.0
+    for lane in lanes.values():
+        busy += sum(max(0.0, min(end, last) - start) for start, end in lane)
+        time += max(0.0, min(max(end for _, end in lane), last) - min(start for start, _ in lane))
+    return (len(lanes), min(1.0, busy / time)) if time else None
+
+
 def worker(record: Mapping[str, Any], *, alone: bool) -> str:
     """Name the process of a record; without its host where there is only one."""
     pid = f"pid {record.get('pid', '?')}"

@@ -127,6 +127,7 @@ def _context(data: Data) -> dict[str, Any]:
         "physics": physics.sections(reports, draw),
         "stages": _stages(status, records),
         "gantt": draw("gantt", figures.gantt(records, _colours(records))),
+        "utilisation": figures.utilisation(records),
         "gantt_left_out": max(0, len(records) - figures.MOST_BARS),
         "failures": _failures(status, records),
         "figures": drawn,

@@ -67,6 +67,20 @@ def test_gantt_starts_at_zero_with_one_row_a_process(data: Data) -> None:
     assert len(hatched) == sum(r["state"] != "done" for r in data["tasks"])
 
 
+def test_utilisation_counts_the_gaps_between_tasks_while_some_are_left_to_start() -> None:
+    def task(pid: int, start: float, seconds: float, **more: Any) -> Data:
+        return {"host": "n", "pid": pid, "start": start, "seconds": seconds, "state": "done", **more}
+
+    # until the last start at 20: worker 1 works 8 + 8 of 20 s, worker 2, which came at 4, 16 of 16 s
+    records = [task(1, 0, 8), task(1, 12, 10), task(2, 4, 10), task(2, 14, 6), task(2, 20, 5)]
+    workers, share = figures.utilisation(records) or (0, 0.0)
+    assert (workers, round(share, 3)) == (2, round(32 / 36, 3))
+    lost = task(9, 0, 100, state="failed", transient=True)  # the driver's word on a worker that is gone
+    assert figures.utilisation([*records, lost]) == (workers, share)
+    assert figures.utilisation([task(1, 0, 5)]) is None
+    assert figures.utilisation([]) is None
+
+
 def test_gantt_names_hosts_where_there_are_several(data: Data) -> None:
     data["tasks"][0]["host"] = "node2"
     assert "node2 pid 101" in figures.gantt(data["tasks"], {"sample": "#000"})["layout"]["yaxis"]["categoryarray"]  # type: ignore[index]

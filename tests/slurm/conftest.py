@@ -264,10 +264,11 @@ def site(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv(TOKEN_VARIABLE, "")
 
-    def write(launch: dict[str, list[str]] | None = None, **executor: Any) -> str:
+    def write(launch: dict[str, list[str]] | None = None, driver: dict[str, Any] | None = None, **executor: Any) -> str:
         document = yaml.safe_load(site_path("slurm").read_text())
         document["executors"]["cpu"] |= {"cores": cluster.cores, "options": {"partition": "work"}, **executor}
         document["launch"] = launch or {"lammps": document["launch"]["lammps"]}
+        document["driver"] = driver
         path = tmp_path / "site.yaml"
         path.write_text(yaml.safe_dump(document))
         return str(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from campaign.config import load_campaign, load_site
 from campaign.pipeline import Options, run, survey
+from campaign.report.figures import utilisation
 from campaign.store.ledger import read_ledger
 from campaign.store.store import Store
 
@@ -27,7 +29,7 @@ seed: 3
 system:
   structure: {prototype: fcc, elements: [Ar], a: 5.4, supercell: [2, 2, 2]}
   potential: {lammps: argon.lmp}
-sample: [{method: npt, temperature: [60, 90], walkers: 3, ranks: 2, steps: 800, timestep: 0.004, every: 50, segment: 8}]
+sample: [{method: npt, temperature: [60, 90], walkers: 8, ranks: 2, steps: 400, timestep: 0.004, every: 50, segment: 8}]
 select: {method: random, size: 6}
 label: {engine: lammps}
 """
@@ -84,10 +86,19 @@ def both(tmp_path: Path, text: str, site_file: str, during: Callable[[Path], Non
 def test_walkers_of_two_ranks_inside_jobs_give_the_frames_and_labels_of_an_inline_run(
     cluster: Any, tmp_path: Path, site: Callable[..., str]
 ) -> None:
-    path = both(tmp_path, ARGON, site(cores_per_worker=2, max_blocks=3))
+    path = both(tmp_path, ARGON, site(cores_per_worker=2))
     sampled = [r for r in read_ledger(path / "ledger.jsonl") if r["stage"] == "sample"]
     assert {r["state"] for r in sampled} == {"done"}
-    assert len({r["pid"] for r in sampled}) == 3  # a worker in each of three jobs
+    lanes: dict[int, list[tuple[float, float]]] = {}
+    for record in sorted(sampled, key=lambda r: r["start"]):
+        lanes.setdefault(record["pid"], []).append((record["start"], record["seconds"]))
+    assert len(sampled) == 8
+    assert len(lanes) == 4  # a worker on each of four nodes of two cores: eight tasks of two ranks, four at a time
+    for lane in lanes.values():
+        assert all(a + seconds <= b for (a, seconds), (b, _) in pairwise(lane))
+    found = utilisation(sampled)
+    assert found is not None
+    print(f"packing: {found[0]} workers at work {100 * found[1]:.0f}% of the time")
 
 
 def test_a_killed_node_and_a_cancelled_job_change_nothing(

@@ -1,0 +1,31 @@
+"""``campaign run --detach``: everything is checked here and now, and the driver goes into a batch job of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def detach(file: Path, site_name: str, root: Path, until: str | None, retry: bool) -> str:
+    """Check a campaign on a site, submit its driver as a batch job and return a sentence on where to look.
+
+    The job gives the same ``campaign run`` again; where its time is up before the campaign is done, it submits
+    another one.
+
+    Raises
+    ------
+    InputError
+        As ``campaign check``; the site has no batch system; the batch system refused the job.
+    """
+    from campaign.config import load_campaign, load_site
+    from campaign.plan import make_plan
+    from campaign.runtime.driver_job import submit_driver
+
+    make_plan(file, site_name)
+    site = load_site(site_name)
+    run = root.resolve() / load_campaign(file).spec.name
+    place = str(Path(site_name).resolve()) if "/" in site_name or site_name.endswith((".yaml", ".yml")) else site_name
+    words = ["run", str(file.resolve()), "--site", place, "--root", str(root.resolve())]
+    words += ["--until", until] if until else []
+    words += ["--retry-quarantined"] if retry else []
+    job = submit_driver(site, run, words, Path.cwd())
+    return f"job {job} drives the campaign in {run}; look at it with: campaign status {run} --watch"

@@ -1,0 +1,115 @@
+"""The driver as a batch job of its own: ``campaign run --detach``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from campaign.config import Executor, Site
+from campaign.errors import InputError
+
+#: Seconds before the end of its job at which the driver is told to end, and its next job is submitted; at most a
+#: quarter of the job.
+WARNING = 120
+
+
+def job_of(site: Site) -> Executor:
+    """Return what the driver's job asks for: ``driver`` of the site file, or one core as the default stage has it.
+
+    Raises
+    ------
+    InputError
+        The site has no batch system.
+    """
+    found = site.driver
+    if found is None:
+        usual = site.executors[site.stages.get("default", next(iter(site.stages.values())))]
+        alone = {"nodes": 1, "cores": 1, "workers": "auto", "cores_per_worker": 1, "gpus": 0, "start": ()}
+        options = {k: v for k, v in usual.options.items() if k not in ("gpus_per_node", "gres", "mem_per_node")}
+        if usual.provider == "slurm":
+            options["exclusive"] = False
+        found = usual.model_copy(update={**alone, "options": options})
+    if found.provider == "local":
+        raise InputError(
+            f"--detach: site {site.name} has no batch system; leave it out, and start with: nohup campaign run ... &"
+        )
+    if found.provider == "slurm":  # the jobs that follow one another write to the same file
+        append = "\n".join(
+            filter(None, [str(found.options.get("scheduler_options", "")), "#SBATCH --open-mode=append"])
+        )
+        found = found.model_copy(update={"options": {**found.options, "scheduler_options": append}})
+    return found
+
+
+def command_of(spec: Executor, words: Sequence[str], folder: Path) -> str:
+    """Return the lines of the driver's job: run the campaign, and go on in another job where the time is up.
+
+    Parameters
+    ----------
+    spec
+        The job.
+    words
+        The arguments of ``campaign``.
+    folder
+        Where the command was given.
+    """
+    seconds = max(1, spec.seconds - min(WARNING, spec.seconds // 4))
+    campaign = shlex.join([sys.executable, "-m", "campaign.cli", *words])
+    again = "sbatch" if spec.provider == "slurm" else "qsub"
+    options = "".join(
+        f" {flag} {shlex.quote(str(spec.options[key]))}"
+        for key, flag in (("queue", "-q"), ("account", "-A"))
+        if spec.provider == "pbs" and key in spec.options
+    )
+    return "\n".join(
+        [
+            f"cd {shlex.quote(str(folder))}",
+            # a job that this one submits is not a part of it
+            'for name in ${!SLURM_@}; do [ "$name" = SLURM_CONF ] || unset "$name"; done',
+            f"timeout --signal=TERM {seconds} {campaign}",
+            "code=$?",
+            f'if [ "$code" = 124 ]; then exec {again}{options} "$SCRIPTS/$JOBNAME"; fi',
+            'exit "$code"',
+        ]
+    )
+
+
+def submit_driver(site: Site, run: Path, words: Sequence[str], folder: Path) -> str:
+    """Submit the driver's job and return its id in the batch system.
+
+    Parameters
+    ----------
+    site
+        The machine.
+    run
+        The run directory; the job's script and output go to ``logs/driver`` in it.
+    words, folder
+        As in ``command_of``.
+
+    Raises
+    ------
+    InputError
+        The batch system refused it.
+    """
+    from parsl.launchers import SimpleLauncher
+    from parsl.providers.errors import SubmitException
+
+    from campaign.runtime.providers import provider
+
+    spec = job_of(site)
+    scripts = run.resolve() / "logs" / "driver"
+    scripts.mkdir(parents=True, exist_ok=True)
+    lines = [*site.environment, f"export SCRIPTS={shlex.quote(str(scripts))}"]
+    parsl = provider(spec, "\n".join(lines))
+    parsl.launcher = SimpleLauncher()
+    parsl.script_dir = str(scripts)
+    try:
+        return str(parsl.submit(command_of(spec, words, folder), 1, "campaign.driver"))
+    except SubmitException as error:
+        said = (error.stderr or error.stdout or str(error)).strip().splitlines()
+        raise InputError(
+            f"site {site.name}: the batch system refused the driver's job ({said[-1] if said else error}); correct "
+            "driver in the site file"
+        ) from error
