@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from campaign.leftovers import end_leftovers
+from campaign.runtime.patience import executor_class, give_up_late
 from campaign.runtime.providers import Ask, drain, provider
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
 
@@ -264,11 +265,9 @@ def executors(site: Site, token: str) -> list[Any]:
 
 def executor(site: Site, name: str, token: str, ask: Ask | None = None) -> Any:
     """Return Parsl's executor for one of the site's pools of workers, not started."""
-    from parsl.executors import HighThroughputExecutor
-
     spec = site.executors[name]
     local = spec.provider == "local"
-    return HighThroughputExecutor(
+    return executor_class()(
         label=name,
         address="127.0.0.1" if local else "ADDRESSES" if ask else None,  # None: all that this machine has
         provider=provider(spec, _worker_init(site, spec, token), ask),
@@ -281,6 +280,7 @@ def executor(site: Site, name: str, token: str, ask: Ask | None = None) -> Any:
         heartbeat_threshold=20,  # s; how long workers outlive a driver that was killed
         poll_period=10,  # ms
         encrypted=True,
+        block_error_handler=give_up_late,
         cpu_affinity=spec.binding,
         drain_period=None if local else spec.seconds - spec.drain_seconds,
     )

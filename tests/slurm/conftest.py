@@ -130,8 +130,8 @@ class Cluster:
         self._start(name, command)
         return True
 
-    def stop_node(self, name: str) -> None:
-        """End a node that runs nothing."""
+    def stop(self, name: str) -> None:
+        """End a daemon: the controller (``slurmctld``), or a node that runs nothing."""
         process = self._started.pop(name)
         process.terminate()
         process.wait(10)
@@ -139,6 +139,7 @@ class Cluster:
     def _start(self, name: str, command: list[str]) -> None:
         # Debian keeps the daemons where only root's PATH looks.
         environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        environment.pop(TOKEN_VARIABLE, None)  # or it would end with a campaign that runs now
         with (self.folder / f"{name}.out").open("ab") as out:
             self._started[name] = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
@@ -197,7 +198,7 @@ class Cluster:
             for p in sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out"), *self.folder.glob("munge/log")])
         )
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """End all of it: jobs, nodes, controller, munge."""
         self.call("scancel", f"--user={psutil.Process().username()}", check=False)
         for process in reversed(list(self._started.values())):
@@ -244,7 +245,7 @@ def _running() -> Iterator[Cluster]:
         cluster.start()
         yield cluster
     finally:
-        cluster.stop()
+        cluster.end()
         os.environ.pop("SLURM_CONF")
         if before is not None:
             os.environ["SLURM_CONF"] = before

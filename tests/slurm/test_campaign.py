@@ -120,3 +120,14 @@ def test_a_killed_node_and_a_cancelled_job_change_nothing(
     assert all(r["transient"] for r in lines if r["state"] == "failed")
     done = Counter(r["task"] for r in lines if r["state"] == "done")
     assert set(done.values()) == {1}
+
+
+def test_a_campaign_waits_for_a_controller_that_is_down(cluster: Any, tmp_path: Path, site: Callable[..., str]) -> None:
+    """Submissions are refused for a while: they are made again, and no task is the worse for it."""
+    cluster.stop("slurmctld")
+    timer = threading.Timer(12.0, cluster.start_controller)
+    timer.start()
+    text = TOY.replace("delay: 1.0", "delay: 0").replace("delay: 0.5", "delay: 0")
+    path = both(tmp_path, text, site(max_blocks=1, walltime="00:02:00"))
+    timer.join()
+    assert {r["state"] for r in read_ledger(path / "ledger.jsonl")} == {"done"}

@@ -87,7 +87,7 @@ def test_a_site_that_slurm_takes_has_no_problems(site: Callable[..., str]) -> No
 def test_a_folder_that_the_nodes_do_not_see_is_named(cluster: Any, site: Callable[..., str], tmp_path: Path) -> None:
     hidden = tmp_path / "home" / "runs"
     hidden.mkdir(parents=True)
-    cluster.stop_node("n4")
+    cluster.stop("n4")
     if not cluster.start_node("n4", hidden=hidden.parent):
         pytest.skip("this machine lets nobody mount")
     path = site(options={"partition": "work", "scheduler_options": "#SBATCH --nodelist=n4"}, walltime="00:00:30")

@@ -66,7 +66,7 @@ def test_a_detached_driver_runs_as_a_job_and_goes_on_in_another(
     assert done.returncode == 0, done.stderr
     assert "drives the campaign in" in done.stderr
     run = tmp_path / "runs" / "toy"
-    cluster.wait_for(lambda: (run / "campaign.yaml").exists() and status_of(run)["state"] == "done", "end", 240)
+    cluster.wait_for(lambda: (run / "campaign.yaml").exists() and status_of(run)["state"] == "done", "end", 600)
     scripts = list((run / "logs" / "driver").glob("*.stdout"))
     assert scripts
     assert "Submitted batch job" in "".join(p.read_text() for p in scripts)
