@@ -70,7 +70,8 @@ def test_a_block_is_described_by_what_the_batch_system_is_asked_for() -> None:
     assert "64 workers of 1 core on a node" in text
     assert "no task starts in the last 360 s of a block" in text
     assert "#SBATCH --time=120" in text
-    assert "lammps on 2 ranks: srun --mpi=pmi2 --overlap -n 2 python ..." in text
+    assert "lammps on 2 ranks: srun --mpi=pmi2 --overlap --nodes=1 " in text
+    assert " -n 2 python ..." in text
 
 
 def test_a_folder_that_takes_no_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,11 +131,14 @@ def test_no_such_site() -> None:
 
 def test_sites_that_come_along_are_right() -> None:
     assert {"local", "slurm"} <= set(site_names())
-    assert not any(e.gpus for name in site_names() for e in load_site(name).executors.values())  # nothing uses them
     for name, text in site_names().items():
         site = load_site(name)
         assert site.name == name
         assert text
+        for executor, spec in site.executors.items():  # GPUs and bindings go round
+            assert site.workers_per_node(executor) * spec.cores_per_worker <= site.cores_per_node(executor)
+            assert not spec.gpus or site.workers_per_node(executor) == spec.gpus
+            assert not spec.binding.startswith("list:") or spec.binding.count(":") == site.workers_per_node(executor)
 
 
 @pytest.fixture
