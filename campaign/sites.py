@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from campaign.config import check_filled_in
 from campaign.config.fields import suggest
 from campaign.errors import CampaignError, InputError
+from campaign.runtime.patience import REFUSED
 from campaign.stages.probe import no_room
 from campaign.tasks import Context, Json, Record, Task
 
@@ -191,7 +192,8 @@ def try_site(site: Site, patience: float = 120.0, root: Path | None = None) -> I
             continue
         record, words = _answer(single, patience, root)
         if record is None:
-            problems.append(f"{where}: no worker answered in {patience:g} s; {_silence(words)}")
+            waited = min(patience, time.time() - start)
+            problems.append(f"{where}: no worker answered in {waited:.3g} s; {_silence(words)}")
         elif record["state"] != "done":
             problems.append(f"{where}: no worker answered; {_silence(words or record['cause'])}")
         else:
@@ -280,7 +282,7 @@ def _answer(site: Site, patience: float, root: Path) -> tuple[Record | None, str
         try:
             runner.submit(Task("probe", "try", params), Context(Path(folder), launch))
             records: list[Record] = []
-            while not records and time.time() < end:
+            while not records and time.time() < end and not runner.words().startswith(REFUSED):
                 records = runner.wait(1.0)
             words = "" if records and records[0]["state"] == "done" else runner.words()
         finally:

@@ -190,10 +190,10 @@ class ParslRunner:
         """Return the last that a block left in its error output, or else what the batch system said of it."""
         for executor in self._kernel.executors.values():
             for block in reversed(list(getattr(executor, "status_facade", {}).values())):
-                for text in (block.stderr_summary, block.message):
-                    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-                    if lines:
-                        return lines[-1][:300]
+                lines = [line.strip() for line in (block.stderr_summary or "").splitlines() if line.strip()]
+                said = lines[-1] if lines else " ".join((block.message or "").split())
+                if said:
+                    return said[:400]
         return ""
 
     def close(self) -> None:
