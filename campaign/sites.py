@@ -136,7 +136,7 @@ def _slurm_remedy(site: Site, name: str, said: str) -> str:
         return f"{here}.walltime: Slurm refuses it ({said}), got {spec.walltime}; the partitions' limits are {limits}"
     if "qos" in said.lower():
         return f"{here}.options.qos: Slurm refuses it ({said}), got {spec.options.get('qos')}; see: sacctmgr show qos"
-    if "node" in said.lower():
+    if "node" in said.lower() or "processors" in said.lower():
         sizes = ", ".join(_words(["sinfo", "--noheader", "--format=%P=%D*%c"]))
         return (
             f"{here}: Slurm has no such nodes ({said}), got nodes: {spec.nodes}, cores: {spec.cores_of_node}; write "
