@@ -68,7 +68,9 @@ class Cluster:
     Attributes
     ----------
     folder
-        Its configuration, logs and state.
+        Its logs and state.
+    configuration
+        What Slurm's commands find it by, as ``SLURM_CONF``.
     cores
         Of each node.
     """
@@ -77,6 +79,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.configuration = str(folder / "slurm.conf")
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = _free_ports(1 + len(NODES))
         nodes = [
@@ -84,7 +87,7 @@ class Cluster:
             f"CPUs={CORES} RealMemory=4000 State=UNKNOWN"
             for name, port in zip(NODES, self._ports[1:], strict=True)
         ]
-        (folder / "slurm.conf").write_text(
+        Path(self.configuration).write_text(
             CONFIGURATION.format(
                 host=socket.gethostname(),
                 ports=self._ports,
@@ -138,16 +141,19 @@ class Cluster:
 
     def _start(self, name: str, command: list[str]) -> None:
         # Debian keeps the daemons where only root's PATH looks.
-        environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        environment = {**self._environment(), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         environment.pop(TOKEN_VARIABLE, None)  # or it would end with a campaign that runs now
         with (self.folder / f"{name}.out").open("ab") as out:
             self._started[name] = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
             )
 
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "SLURM_CONF": self.configuration}
+
     def call(self, *command: str, check: bool = True) -> str:
         """Run one of Slurm's commands and return what it printed."""
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=self._environment())
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: {done.stderr}{done.stdout}\n{self.logs()}")
         return done.stdout
@@ -208,7 +214,7 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for process in _with(f"SLURM_CONF={self.folder / 'slurm.conf'}"):
+        for process in _with(f"SLURM_CONF={self.configuration}"):
             if process.pid != os.getpid():
                 process.kill()  # steps whose slurmd is gone
 
@@ -238,23 +244,19 @@ def _free_ports(count: int) -> list[int]:
 def _running() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path holds 107 characters
     folder.chmod(0o755)
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     cluster = Cluster(folder)
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.end()
-        os.environ.pop("SLURM_CONF")
-        if before is not None:
-            os.environ["SLURM_CONF"] = before
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def cluster(_running: Cluster) -> Iterator[Cluster]:
+def cluster(_running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Return the cluster with four idle nodes and an empty queue; what the test leaves there is ended."""
+    monkeypatch.setenv("SLURM_CONF", _running.configuration)  # for this test alone: others have no Slurm
     yield _running
     _running.reset()
 
