@@ -31,14 +31,14 @@ LAYERS = {
     "flow": 4,
     "results": 5,
     "sites": 4,
-    "detach": 6,
+    "detach": 8,
     "inputs": 4,
     "origins": 5,
     "pipeline": 6,
     "plan": 7,
-    "cli": 8,
-    "remote": 8,
-    "__main__": 9,
+    "cli": 9,
+    "remote": 9,
+    "__main__": 10,
 }
 #: Arrows within a layer: the nouns know each other, and the worker hands a task to its stage.
 SIDEWAYS = {
