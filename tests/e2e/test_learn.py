@@ -1,0 +1,75 @@
+"""Active learning from the campaign file to the report, on the toy crystal driven by LAMMPS."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from campaign.config import load_campaign, load_site
+from campaign.pipeline import Options, run, status_of, survey
+from campaign.stages.learn import Learn
+from campaign.store.ledger import read_ledger
+from campaign.store.store import Store
+
+pytestmark = pytest.mark.lammps
+
+TOY = """
+campaign: toy
+seed: 4
+system:
+  structure: {{prototype: fcc, elements: [Ar], a: 5.3, supercell: [2, 2, 2]}}
+sample: [{{method: fake, walkers: 1, frames: 20, segment: 10}}]
+select: {{method: random, size: 6}}
+label: {{engine: fake}}
+train: {{model: fake, members: 2}}
+learn:
+  rounds: 3
+  size: 3
+  novelty: rnd
+  md: {{ensemble: nvt, temperature: 40, time: 0.4, timestep: 0.002, every: 20, walkers: 2, segment: 6, guards: {guards}}}
+"""
+
+
+def go(folder: Path, guards: str) -> tuple[Path, dict[str, object]]:
+    file = folder / "toy.yaml"
+    file.write_text(TOY.format(guards=guards))
+    path = folder / "run"
+    return path, run(load_campaign(file), load_site("local"), path, Options(inline=True))
+
+
+def learn_of(path: Path) -> Learn:
+    flow, _ = survey(path)
+    return next(s for s in flow.stages if isinstance(s, Learn))
+
+
+def test_a_model_that_holds_learns_nothing(tmp_path: Path) -> None:
+    path, status = go(tmp_path, "{}")
+    assert status["state"] == "done"
+    assert status["notes"] == ["learn: every walker survived round 1, from the start"]
+    (only,) = json.loads((path / "learning.json").read_text())["rounds"]
+    assert (only["failed"], only["added"], only["survived"]) == (0, 0, [0.4, 0.4])
+    assert learn_of(path).rounds[0]["ends"][0].endswith(":3")  # the last frame of the second segment
+
+
+def test_what_a_model_fails_at_is_labelled_and_trained_on_round_after_round(tmp_path: Path) -> None:
+    path, status = go(tmp_path, "{temperature: 0.3}")  # every walker is too hot for that at its first frame
+    assert status["state"] == "done"
+    assert status["notes"] == ["learn: 2 of 2 walkers failed in round 3, and the rounds are spent"]
+    assert not status["failures"]  # a failure is what was looked for
+    rounds = json.loads((path / "learning.json").read_text())["rounds"]
+    assert [r["set"] for r in rounds] == ["random", "learn-1", "learn-2"]
+    assert [r["frames"] for r in rounds] == [6, 9, 12]
+    assert "temperature" in rounds[0]["causes"]
+    flow, _ = survey(path)
+    learned = flow.board.sets["learn-2"]
+    assert flow.board.training() is learned
+    frames = Store(path / "run.zarr").collect("label", learned.chosen, dict(flow.board.labels))
+    assert sum(len(f) for f in frames) == 12
+    assert all((f.energy == f.energy).all() for f in frames)  # labelled, all of them
+    assert "Learning" in (path / "report.html").read_text()
+    done = [r["task"] for r in read_ledger(path / "ledger.jsonl")]
+    go(tmp_path, "{temperature: 0.3}")
+    assert [r["task"] for r in read_ledger(path / "ledger.jsonl")] == done  # nothing is run again
+    assert status_of(path)["stages"]["learn"]["state"] == "done"
