@@ -28,7 +28,7 @@ learn:
   rounds: 3
   size: 3
   novelty: rnd
-  md: {{ensemble: nvt, temperature: 40, time: 0.4, timestep: 0.002, every: 20, walkers: 2, segment: 6, guards: {guards}}}
+  md: {{ensemble: nvt, temperature: 40, time: 0.4, every: 20, walkers: 2, segment: 6, guards: {guards}}}
 """
 
 
