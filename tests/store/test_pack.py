@@ -141,3 +141,21 @@ def test_few_files(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -
     assert before > 25 * number
     assert after <= 200 * frames / 1e5, f"{after} files for {frames} frames"
     assert sum(len(b) for chain in chains for b in Store(packed.path).stream("sample", chain)) == frames
+
+
+def test_frames_with_steps_of_a_failure_beside_them_are_read_by_index_and_stay_as_they_are(
+    tmp_path: Path, make: Any
+) -> None:
+    """A walker that failed leaves arrays of another length beside its frames: its frames are frames all the same."""
+    there = Store(tmp_path / "run.zarr")
+    ids = [make.publish(there, k) for k in range(2)]
+    arrays = {**dict(make.frames(2).arrays()), "before.0.positions": np.zeros((21, 8, 3))}
+    there.publish(make.record(2), arrays)
+    failed = make.task(2).id
+    place = there.locate("sample", failed)
+    assert place.stop - place.start == 5
+    assert there.pack("sample", [[*ids, failed]]) == 2
+    for reader in (there, Store(there.path)):
+        make.same(reader.frames("sample", failed, [3]), make.frames(2)[3:4])
+        make.same(reader.frames("sample", failed), make.frames(2))
+        assert reader.arrays("sample", failed)["before.0.positions"].shape == (21, 8, 3)
