@@ -31,7 +31,7 @@ SLOWEST = 8
 
 def suite(quick: bool = False) -> list[dict[str, Any]]:
     """Return one test of every method."""
-    one, each = (2.0, 1.0) if quick else (50.0, 20.0)
+    one, each = (2.0, 1.0) if quick else (100.0, 20.0)
     lags = {"fit": [0.06, 0.24], "blocks": 3} if quick else {}
     plateau = {"plateau": [0.1, 0.2]} if quick else {}
     crystals = {"rocksalt": 5.64, "cesiumchloride": 3.5}

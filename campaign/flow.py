@@ -18,7 +18,7 @@ from pathlib import Path
 from campaign.errors import DiskFull, TooManyFailures
 from campaign.runtime.runner import Runner
 from campaign.stages.board import Board, Stage
-from campaign.store.rundir import RunDirectory
+from campaign.store.rundir import FLUSH_EVERY, RunDirectory
 from campaign.tasks import Context, Json, Record, Task, remember
 
 #: Tasks handed to the runner at once, at most.
@@ -180,6 +180,7 @@ class Flow:
             records = runner.wait(0.05 if self._later and not self.flying else LOOK)
             if records:
                 self._take(records, directory)
+            directory.flush(FLUSH_EVERY)
             if time.time() - seen > LOOK:
                 seen = time.time()
                 look()
@@ -197,7 +198,7 @@ class Flow:
             self.counts[self._stage(task.id, task.stage).name].flying += 1
 
     def _take(self, records: list[Record], directory: RunDirectory) -> None:
-        """Take in what came back: first the ledger, in one flush, then the stages."""
+        """Take in what came back: first the ledger, then the stages."""
         settled, full = [], None
         for record in records:
             task = self.flying.pop(record["task"])
@@ -219,7 +220,7 @@ class Flow:
                     record["result"] = {**record["result"], "attempts": tries}
                 directory.store.quarantine(record)
                 settled.append(record)
-        directory.ledger.append(records)
+        directory.keep(records)
         for record in settled:
             give_up = getattr(self._stage(record["task"], record["stage"]), "give_up", None)
             if record["state"] == "quarantined" and give_up is not None:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from campaign.errors import DiskFull, StoreError
@@ -28,12 +29,19 @@ Array = npt.NDArray[Any]
 
 META = _arrays.META
 
+#: Key of a group's attributes that holds its short columns, and how many values such a column has at most. An array is
+#: three files and folders, and creating those is what storing a single label costs.
+COLUMNS, SHORT = "columns", 8
+
 #: Files of a group that are flushed at the same time, so that the disk can join them.
 WRITERS = 16
 
 
 def write_group(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any], durable: bool = True) -> None:
     """Write a Zarr v3 group with one uncompressed array an entry (``campaign.store.arrays``).
+
+    Columns of a few finite numbers go into the attributes instead, each as [type, values]; ``read_arrays`` knows no
+    difference.
 
     Parameters
     ----------
@@ -46,7 +54,10 @@ def write_group(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str
     durable
         Flush everything to disk, so that it survives a node that dies.
     """
-    meta = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}, allow_nan=False)
+    short = {name: [a.dtype.name, a.tolist()] for name, a in arrays.items() if _is_short(a)}
+    more = {COLUMNS: short} if short else {}
+    meta = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {**attributes, **more}}, allow_nan=False)
+    arrays = {name: a for name, a in arrays.items() if name not in short}
     path.mkdir()
     parts: list[tuple[Path, Any, int]] = [(path / META, meta.encode(), 0)]
     for name, value in arrays.items():
@@ -59,14 +70,31 @@ def write_group(path: Path, arrays: Mapping[str, Array], attributes: Mapping[str
         list(_writers(os.getpid()).map(flush, written))
 
 
+def _is_short(value: Array) -> bool:
+    """Tell whether an array is a column of a few numbers that JSON gives back to the last bit."""
+    return value.ndim == 1 and 0 < value.size <= SHORT and value.dtype.kind in "biuf" and bool(np.isfinite(value).all())
+
+
 @lru_cache(maxsize=1)
 def _writers(pid: int) -> ThreadPoolExecutor:
     """Return the threads of this process that wait for the disk; starting them costs as much as a small group."""
     return ThreadPoolExecutor(WRITERS, thread_name_prefix="flush")
 
 
-def publish(final: Path, aside: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> bool:
+def publish(
+    final: Path, aside: Path, arrays: Mapping[str, Array], attributes: Mapping[str, Any], named: bool = True
+) -> bool:
     """Write a group aside, flush it and rename it into place.
+
+    Parameters
+    ----------
+    final, aside
+        Where it is to be, and a folder of the same file system to write it in.
+    arrays, attributes
+        As in ``write_group``.
+    named
+        Flush the new name, too. Where not, the group is whole or absent after a node died, and whoever counts on it
+        flushes ``final.parent`` first: once for many groups.
 
     Returns
     -------
@@ -86,7 +114,8 @@ def publish(final: Path, aside: Path, arrays: Mapping[str, Array], attributes: M
         final.parent.mkdir(parents=True, exist_ok=True)
         write_group(work, arrays, attributes)
         new = _rename(work, final)
-        flush(final.parent)
+        if named:
+            flush(final.parent)
     except OSError as error:
         raise translate(error, final) from error
     finally:
@@ -155,9 +184,22 @@ def attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
+def _columns(path: Path) -> dict[str, Array]:
+    """Return the short columns of a group."""
+    try:
+        return _columns_of(path, os.stat(path / META).st_mtime_ns)
+    except OSError as error:
+        raise StoreError(f"{path} is not a readable Zarr group: {error}.") from error
+
+
+@lru_cache(maxsize=256)
+def _columns_of(path: Path, _changed: int) -> dict[str, Array]:
+    return {name: np.array(values, dtype) for name, (dtype, values) in attributes(path).get(COLUMNS, {}).items()}
+
+
 def found(path: Path, names: Iterable[str]) -> set[str]:
     """Return which of these arrays a group has."""
-    return {name for name in names if (path / name).is_dir()}
+    return {name for name in names if (path / name).is_dir() or name in _columns(path)}
 
 
 def read_arrays(path: Path, names: tuple[str, ...] = (), rows: slice | Array | None = None) -> dict[str, Array]:
@@ -177,14 +219,18 @@ def read_arrays(path: Path, names: tuple[str, ...] = (), rows: slice | Array | N
     StoreError
         An array is not there, or a part of it is missing.
     """
-    wanted = names or tuple(sorted(p.parent.name for p in path.glob(f"*/{META}")))
+    short = _columns(path)
+    wanted = names or tuple(sorted([*short, *(p.parent.name for p in path.glob(f"*/{META}"))]))
     if rows is None or isinstance(rows, slice):
         start, stop = (rows.start or 0, rows.stop) if rows is not None else (0, None)
         pick: Any = ...
     else:
         start, stop = (int(rows.min()), int(rows.max()) + 1) if rows.size else (0, 0)
         pick = rows - start
-    return {name: _arrays.read(path / name, start, stop)[pick] for name in wanted}
+    return {
+        name: (short[name][start:stop].copy() if name in short else _arrays.read(path / name, start, stop))[pick]
+        for name in wanted
+    }
 
 
 def subgroups(path: Path) -> Iterator[Path]:

@@ -31,8 +31,16 @@ class Ledger:
         _cut_torn_line(path)
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
-    def append(self, records: Iterable[Record]) -> None:
-        """Append records and flush once: the cost of a flush is shared by all that came in together."""
+    def append(self, records: Iterable[Record], flush: bool = True) -> None:
+        """Append records; after a kill they are there, after a node died those before the last flush.
+
+        Parameters
+        ----------
+        records
+            In the order in which they came in.
+        flush
+            To disk, now; else ``flush`` is called later, for all at once.
+        """
         text = "".join(_line(r) for r in records)
         if not text:
             return
@@ -41,9 +49,17 @@ class Ledger:
             written = 0
             while written < len(data):  # a nearly full disk writes a part first
                 written += os.write(self._fd, data[written:])
-            os.fsync(self._fd)
         except OSError as error:
             os.ftruncate(self._fd, start)
+            raise translate(error, self.path) from error
+        if flush:
+            self.flush()
+
+    def flush(self) -> None:
+        """Flush what was appended to disk."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
             raise translate(error, self.path) from error
 
     def close(self) -> None:

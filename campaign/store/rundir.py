@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from campaign.store import groups
 from campaign.store.ledger import Ledger, read_ledger
 from campaign.store.store import Store
 from campaign.tasks import Json, Record, remember
+
+#: Seconds between two flushes of what came back, at least.
+FLUSH_EVERY = 0.25
 
 
 class RunDirectory:
@@ -46,6 +49,8 @@ class RunDirectory:
         self.path = path.resolve()
         self.token = uuid.uuid4().hex
         self.tries: dict[str, list[dict[str, Json]]] = {}
+        self._unflushed: set[str] = set()  # stages whose results are not flushed to disk yet
+        self._flushed = 0.0
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.path / "driver.lock", self.token)
@@ -68,8 +73,11 @@ class RunDirectory:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.ledger.close()
-        os.close(self._lock)
+        try:
+            self.flush()
+        finally:
+            self.ledger.close()
+            os.close(self._lock)
 
     def write_inputs(self, spec: str, site: str, files: Mapping[str, bytes]) -> None:
         """Write the resolved campaign and site and the data files, in RUN and once more inside the store.
@@ -117,6 +125,24 @@ class RunDirectory:
         done |= {r["task"]: r for r in lines if r["state"] == "done" and r["stage"] not in KINDS}
         self.tries = failed_tries(lines)
         return done, quarantined, {task: len(tries) for task, tries in self.tries.items()}
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """Write down what came back: it survives a kill from now on, and a node that dies after the next flush.
+
+        A flush follows at once where the last one is ``FLUSH_EVERY`` ago, so each result of slow tasks is flushed as
+        it comes; those of quick ones share flushes, because each keeps the disk from the workers. What a dying node
+        takes with it is done again: no task is told of a result that its group does not hold.
+        """
+        self.ledger.append(records, flush=False)
+        self._unflushed |= {r["stage"] for r in records}
+        self.flush(FLUSH_EVERY)
+
+    def flush(self, every: float = 0.0) -> None:
+        """Flush the names of published groups and the ledger, where there is any and the last flush is so long ago."""
+        if self._unflushed and time.monotonic() - self._flushed >= every:
+            self.store.flush_names(self._unflushed)
+            self.ledger.flush()
+            self._unflushed, self._flushed = set(), time.monotonic()
 
     def release(self, quarantined: Mapping[str, Record]) -> None:
         """Let quarantined tasks be tried again from their first attempt on; the ledger says so first."""

@@ -166,6 +166,9 @@ class Store:
         checkpoint
             State for the task that continues this one. It is published first, so a finished task always has it.
 
+        The group's name is not flushed to disk here: ``flush_names`` does that for all that came in together, before
+        anybody counts on them.
+
         Returns
         -------
         bool
@@ -175,7 +178,17 @@ class Store:
         arrays = {name: a for name, a in arrays.items() if name not in ADDED or not np.isnan(a).all()}
         if checkpoint is not None:
             groups.publish(self._checkpoint(task), self.aside, checkpoint, {"task": task})
-        return groups.publish(self.path / kind / task, self.aside, arrays, {"record": record, "rows": _rows(arrays)})
+        attributes = {"record": record, "rows": _rows(arrays)}
+        return groups.publish(self.path / kind / task, self.aside, arrays, attributes, named=False)
+
+    def flush_names(self, stages: Iterable[str]) -> None:
+        """Flush the names of all groups that tasks of these stages published, so that they survive a node that dies."""
+        try:
+            for kind in sorted({KINDS[stage] for stage in stages if stage in KINDS}):
+                if (self.path / kind).is_dir():
+                    groups.flush(self.path / kind)
+        except OSError as error:
+            raise groups.translate(error, self.path) from error
 
     def _checkpoint(self, task: str) -> Path:
         return self.path / "checkpoints" / f"{CHECKPOINT}{task}"

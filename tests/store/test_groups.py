@@ -18,7 +18,7 @@ import zarr
 from campaign.errors import DiskFull, StoreError
 from campaign.frames import ADDED, LAYOUT
 from campaign.store import arrays as layout
-from campaign.store import groups
+from campaign.store import groups, rundir
 from campaign.store.ledger import Ledger, read_ledger
 from campaign.store.store import Store
 
@@ -281,15 +281,15 @@ def test_a_store_of_an_older_version_reads_with_nothing_in_the_arrays_it_does_no
     store = Store(tmp_path / "run.zarr")
     task = make.publish(store, 1)
     frames = make.frames(1)
-    kept = {p.name for p in (store.path / "pool" / task).iterdir() if p.is_dir()}
+    kept = set(groups.read_arrays(store.path / "pool" / task))
     assert kept == set(LAYOUT) - set(ADDED)  # as an older version wrote it
     found = Store(store.path).frames("sample", task)
     make.same(found, frames)
     assert np.isnan(found.energies).all()
     assert found.energies.shape == (5, 8)
     make.same(store.frames("sample", task, [3, 1]), frames[[3, 1]])
-    shutil.rmtree(store.path / "pool" / task / "energy")  # but what every version writes is never made up
-    with pytest.raises(StoreError, match="energy"):
+    shutil.rmtree(store.path / "pool" / task / "forces")  # but what every version writes is never made up
+    with pytest.raises(StoreError, match="forces"):
         Store(store.path).frames("sample", task)
 
 
@@ -304,3 +304,57 @@ def test_arrays_are_kept_as_soon_as_they_hold_a_number(tmp_path: Path, make: Any
         for record in chain:
             make.same(Store(store.path).frames("sample", record["task"]), frames)
         store.pack("sample", [[r["task"] for r in chain]])
+
+
+def test_short_columns_lie_in_the_attributes_and_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    path = tmp_path / "group"
+    short = {
+        "energy": np.array([-0.1 / 3, 1e-310]),
+        "single": np.array([0.1, 7.0], np.float32),
+        "task": np.array([2**64 - 1, 0], np.uint64),
+        "step": np.array([-(2**62), 1]),
+        "flag": np.array([True, False]),
+    }
+    long = {
+        "cell": np.eye(3)[None],
+        "weight": np.array([np.nan, 1.0]),  # JSON knows no NaN
+        "many": np.arange(groups.SHORT + 1),
+        "none": np.zeros(0),
+        "number": np.array(3.5),
+    }
+    groups.write_group(path, short | long, {"record": 1})
+    assert {p.name for p in path.iterdir() if p.is_dir()} == set(long)
+    found = groups.read_arrays(path)
+    for name, value in (short | long).items():
+        assert found[name].dtype == value.dtype, name
+        assert found[name].shape == value.shape, name
+        assert found[name].tobytes() == value.tobytes(), name
+    assert groups.read_arrays(path, ("step",), slice(1, 2))["step"].tolist() == [1]
+    assert groups.read_arrays(path, ("energy", "weight"), np.array([1, 0]))["weight"][0] == 1.0
+    assert groups.found(path, ("energy", "cell", "absent")) == {"energy", "cell"}
+    found["energy"][0] = 9.0  # what one reader does to its copy no other sees
+    assert groups.read_arrays(path, ("energy",))["energy"][0] == -0.1 / 3
+    assert zarr.open_group(path, mode="r").attrs["columns"]["step"] == ["int64", [-(2**62), 1]]
+    with pytest.raises(StoreError, match="absent"):
+        groups.read_arrays(path, ("absent",))
+
+
+def test_results_of_quick_tasks_share_flushes_and_none_is_left_unflushed(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rundir, "FLUSH_EVERY", 3600.0)
+    flushed: list[Path] = []
+    real = groups.flush
+    monkeypatch.setattr(groups, "flush", lambda path: (flushed.append(path), real(path)))
+    with rundir.RunDirectory(tmp_path) as directory:
+        flushed.clear()
+        for k in range(5):
+            make.publish(directory.store, k)
+            directory.keep([make.record(k)])
+        pool = directory.store.path / "pool"
+        assert flushed.count(pool) == 1  # the first at once
+        directory.flush(3600.0)
+        assert flushed.count(pool) == 1
+        lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
+        assert len(lines) == 5  # a kill takes none with it
+    assert flushed.count(pool) == 2
