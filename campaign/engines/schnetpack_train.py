@@ -295,7 +295,7 @@ def train_ensemble(
     some = [c for b, c in zip(frames, counted, strict=True) if len(b)] if counted is not None else None
     require_labels(blocks)
     device = _place(execution.device, ranks)
-    start = time.perf_counter()
+    began = time.perf_counter()
     targets, cutoff = targets_of(blocks, spec["loss"], some), float(spec["cutoff"])
     fresh = None
     if start is not None:
@@ -315,7 +315,7 @@ def train_ensemble(
     if state is not None:
         run.restore(state)
     more: dict[str, Any] = {} if state is None else {"continued": run.epochs}
-    prepared = time.perf_counter() - start
+    prepared = time.perf_counter() - began
     run.go(spec["rate"], on_epoch or (lambda values: None), checkpoint if ranks.rank == 0 else Checkpoint(None, ""))
     if optimisation.halves:
         note = f"{note} {_HALVED.format(optimisation.batch)}".strip()

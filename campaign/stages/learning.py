@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: Of the most uncertain frames, so many times as are wanted are thinned to those unlike each other.
 CANDIDATES = 8
 
+#: (n,) novelty of the candidates, which to take, and what was learned for the next round to go on from.
+Judged = tuple[Array, list[int], dict[str, Array] | None]
+
 #: What the figure of a novelty is.
 UNITS = {
     "uq": "eV, the largest uncertainty of an atom",
@@ -59,9 +62,8 @@ def choose(task: Task, context: Context, store: Store) -> Outcome:
     limits = Limits(**p["limits"])
     candidates = _Candidates([f for f in [*kept, *last_steps] if len(f)], limits)
     failed = [cause for _, _, _, cause in p["walkers"] if cause]
-    novelty, pick, learned = np.zeros(0), [], None
-    if candidates.blocks:
-        novelty, pick, learned = _judged(task, context.run, store, candidates)
+    nothing: Judged = (np.zeros(0), [], None)
+    novelty, pick, learned = _judged(task, context.run, store, candidates) if candidates.blocks else nothing
     chosen = pick if failed and not p["last"] else []
     finite = novelty[np.isfinite(novelty)]
     summary: dict[str, Json] = {
@@ -86,9 +88,7 @@ def choose(task: Task, context: Context, store: Store) -> Outcome:
     return Outcome(summary, arrays, learned if chosen else None)
 
 
-def _judged(
-    task: Task, folder: Path, store: Store, candidates: _Candidates
-) -> tuple[Array, list[int], dict[str, Array] | None]:
+def _judged(task: Task, folder: Path, store: Store, candidates: _Candidates) -> Judged:
     """Return (n,) the novelty of each candidate, which to take, and what the next round goes on from."""
     p = task.params
     if p["novelty"] == "uq":
@@ -194,13 +194,13 @@ def _unlike(task: Task, folder: Path, store: Store, candidates: _Candidates) -> 
     g is trained on the training set first, then on each frame as it is taken.
     """
     p = task.params
-    known = [describe(task, folder, block) for block in store.collect("sample", p["trained_on"])]
+    known = _sound(np.concatenate([describe(task, folder, b) for b in store.collect("sample", p["trained_on"])]))[1]
     fresh = np.concatenate([describe(task, folder, block) for block in candidates.blocks])
-    rows = np.flatnonzero(np.isfinite(fresh).all(axis=1))
+    rows, found = _sound(fresh)
     moments = Moments(fresh.shape[1])
-    for part in [*known, fresh[rows]]:
+    for part in (known, found):
         moments.add(part)
-    learnt, z = moments.stretch(np.concatenate(known)), moments.stretch(fresh[rows])
+    learnt, z = moments.stretch(known), moments.stretch(found)
     networks = Distillation(z.shape[1], p["seed"])
     for _ in range(max(1, len(learnt) // networks.batch)):
         networks.fit(learnt)
@@ -214,9 +214,7 @@ def _unlike(task: Task, folder: Path, store: Store, candidates: _Candidates) -> 
     return _spread(first, rows, len(fresh)), [int(rows[k]) for k in taken]
 
 
-def _continued(
-    task: Task, folder: Path, store: Store, candidates: _Candidates
-) -> tuple[Array, list[int], dict[str, Array]]:
+def _continued(task: Task, folder: Path, store: Store, candidates: _Candidates) -> Judged:
     """Return (n,) the novelty of each candidate when it came, which to take, and what was learned.
 
     The stream of the selection goes on, block by block: its networks know all frames that were chosen from the pool,
@@ -245,10 +243,11 @@ def _unmatched(task: Task, folder: Path, store: Store, candidates: _Candidates) 
 
     p = task.params
     kernel = REMatchKernel(alpha=p["gamma"], metric="linear", normalize_kernel=True)
-    known = [atoms for block in store.collect("sample", p["trained_on"]) for atoms in environments(task, folder, block)]
+    blocks = store.collect("sample", p["trained_on"])
+    known = [atoms for block in blocks for atoms in _sound(environments(task, folder, block))[1]]
     fresh = np.concatenate([environments(task, folder, block) for block in candidates.blocks])
-    rows = np.flatnonzero(np.isfinite(fresh).all(axis=(1, 2)))
-    found = list(fresh[rows])
+    rows, sound = _sound(fresh)
+    found = list(sound)
     if not found:
         return _spread(np.zeros(0), rows, len(fresh)), []
     first = away = rematch_distances(kernel, found, known).min(axis=1)
@@ -257,6 +256,12 @@ def _unmatched(task: Task, folder: Path, store: Store, candidates: _Candidates) 
         taken.append(int(np.argmax(np.where(np.isin(np.arange(len(found)), taken), -np.inf, away))))
         away = np.minimum(away, rematch_distances(kernel, found, [found[taken[-1]]])[:, 0])
     return _spread(first, rows, len(fresh)), [int(rows[k]) for k in taken]
+
+
+def _sound(described: Array) -> tuple[Array, Array]:
+    """Return which frames could be described, and the descriptions of those."""
+    rows = np.flatnonzero(np.isfinite(described).reshape(len(described), -1).all(axis=1))
+    return rows, described[rows]
 
 
 def _spread(values: Array, rows: Array, n: int) -> Array:

@@ -166,14 +166,6 @@ CASES = {
         "distill",
         "write 'novelty: rnd'",
     ),
-    "a fit that goes on": Wrong(
-        "train: {model: schnet, members: 2}",
-        "train: {model: gap, members: 2}\nlearn: {warm_start: true, md: {temperature: 9, time: 1}}",
-        17,
-        "learn.warm_start",
-        "true",
-        "remove it",
-    ),
     "length of what does not go on": Wrong(
         "train: {model: schnet, members: 2}",
         "train: {model: schnet, members: 2}\nlearn: {warm_start: false, epochs: 9, md: {temperature: 9, time: 1}}",
@@ -536,12 +528,24 @@ def test_a_selector_whose_package_is_missing(
 
 def test_what_learning_needs_and_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learn = "learn: {novelty: rematch, md: {temperature: 9, time: 1}}\nvalidate:"
-    assert problems_of(folder, GOOD.replace("validate:", learn)) == []
+    stream = learn.replace("rematch", "rnd_stream")
+    for good in (learn, stream):
+        (folder / "good.yaml").write_text(GOOD.replace("validate:", good))
+        assert load_campaign(folder / "good.yaml").spec.learn.warm_start is None
     monkeypatch.setattr("campaign.config.learning_checks.find_spec", lambda name: None)
     (problem,) = problems_of(folder, GOOD.replace("validate:", learn))
     assert problem.startswith("17: learn.novelty: REMatch distances are computed by dscribe, which is not installed")
-    text = GOOD.replace("validate:", learn.replace("rematch", "rnd_stream"))
-    assert problems_of(folder, text) == []
+
+
+def test_a_fit_goes_on_from_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: name)
+    text = GOOD.replace("schnet, members: 2}", "gap, members: 2}\nlearn: {KEYS, md: {temperature: 9, time: 1}}")
+    (problem,) = problems_of(folder, text.replace("KEYS", "warm_start: true"))
+    assert problem.startswith("17: learn.warm_start: a model of gap is fitted at once")
+    assert "write 'model: schnet'" in problem
+    (problem,) = problems_of(folder, text.replace("KEYS", "rate: 0.1"))
+    assert problem.startswith("17: learn.rate: this is of members that go on")
+    assert problem.endswith("; remove it")
 
 
 def test_aliases_do_not_explode(folder: Path) -> None:

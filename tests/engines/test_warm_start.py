@@ -40,9 +40,8 @@ def before():
 def test_it_begins_as_the_earlier_model_and_not_as_its_weights_in_other_units(before):
     weights, summary = train(frames(7.0), {**SPEC, "rate": 1e-12}, 3, start=WarmStart(before[:1], fresh()))
     test = labelled(4, (2, 1, 1))
-    for found, expected in zip(
-        Potential(SPEC, weights).evaluate(test), Potential(SPEC, before[0]).evaluate(test), strict=True
-    ):
+    bare = ({k: v for k, v in w.items() if k != "core"} for w in (weights, before[0]))  # the walls differ
+    for found, expected in zip(*(Potential(SPEC, w).evaluate(test) for w in bare), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     anew, _ = train(frames(7.0), {**SPEC, "epochs": 1}, 3)
     assert anew["scale"] != pytest.approx(weights["scale"], rel=0.1)  # what a refit would have made of it
