@@ -83,6 +83,7 @@ class _Member:
         self.order: Array = np.zeros(0, dtype=np.int64)  # of the epoch that is under way
         self.losses: list[float] = []  # of its steps
         self.history: list[tuple[float, float, float]] = []  # epoch, loss, force RMSE
+        self.first = 1  # epoch before which none counts
         self.best_epoch, self.best_score, self.best_rmse = 0, float("inf"), float("nan")
         self.best: dict[str, Array] = {}
 
@@ -95,13 +96,13 @@ class _Member:
     @property
     def stale(self) -> bool:
         """Whether no epoch was better for as many as the patience."""
-        return self._patience is not None and len(self.history) - self.best_epoch >= self._patience
+        return self._patience is not None and len(self.history) - max(self.best_epoch, self.first) >= self._patience
 
     def close(self, score: float, force_rmse: float, weights: Callable[[], dict[str, Array]]) -> None:
         """End an epoch; after the last one that counts, nothing is noted any more."""
         if not self.stale:
             epoch = len(self.history) + 1
-            if score < self.best_score:
+            if epoch >= self.first and score < self.best_score:
                 self.best_epoch, self.best_score, self.best_rmse, self.best = epoch, score, force_rmse, weights()
             self.history.append((float(epoch), float(np.mean(self.losses)), force_rmse))
         self.order, self.losses = self.order[:0], []
@@ -250,6 +251,7 @@ def train(
     start
         The model that it goes on from, in place of random weights. Its weights alone are taken: the optimiser's
         averages and the schedule of the rate begin anew, and the rate rises again over the first tenth of the steps.
+        The best epoch is one of the second half, when it has fallen.
 
     Returns
     -------
@@ -308,6 +310,10 @@ def train_ensemble(
     ]
     members = [_Member(seed, len(examples), spec["patience"], fresh) for seed in seeds]
     optimisation = _optimisation(spec, _networks(spec, seeds, start), targets, len(members[0].kept), device, ranks)
+    if start is not None:
+        # the rate has to fall first: what it knew before makes a model of any epoch look good on a few frames
+        for member in members:
+            member.first = optimisation.epochs // 2 + 1
     run = _Run(optimisation, members, examples)
     learnt = training_set(blocks, some)
     checkpoint = Checkpoint(execution.checkpoint, _identity(spec, seeds, learnt, start))

@@ -85,6 +85,17 @@ def test_the_frames_to_judge_by_are_new_ones():
     assert _Member(1, 40, None, np.ones(40, dtype=bool)).held.tolist() == _Member(1, 40, None).held.tolist()
 
 
+def test_only_epochs_in_which_the_rate_has_fallen_are_chosen(before):
+    rough = {**SPEC, "epochs": 6, "rate": 0.5}  # what it knew is lost at once, and the first epoch is the best
+    lines = []
+    _, summary = train(frames(), rough, 3, lines.append, start=WarmStart(before[:1], fresh()))
+    assert len(lines) == 6
+    assert summary["best_epoch"] >= 4
+    assert min(lines, key=lambda line: line["force_rmse"])["epoch"] < 4
+    _, patient = train(frames(), {**rough, "patience": 2}, 3, start=WarmStart(before[:1], fresh()))
+    assert patient["best_epoch"] >= 4
+
+
 @pytest.mark.parametrize("kind", ["mse", "l4"])
 def test_members_that_go_on_together_are_those_that_go_on_alone(before, kind):
     spec = {**SPEC, "loss": {"kind": kind}}
