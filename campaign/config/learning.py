@@ -63,7 +63,7 @@ class ActiveLearning(Model):
     steps: Count | None = Field(
         None, description="steps of its optimiser, instead of passes: a larger set costs no more"
     )
-    rate: Positive | None = Field(None, description="its largest learning rate; default that of 'train'")
+    rate: Positive | None = Field(None, description="its largest learning rate; default a tenth of that of 'train'")
     md: LearnDynamics = Field(
         description="the dynamics", examples=[{"ensemble": "npt", "temperature": 1400, "time": 100}]
     )

@@ -150,9 +150,9 @@ def test_members_of_a_set_that_grew_go_on_from_the_same_members_of_the_set_befor
 @pytest.mark.parametrize(
     ("learn", "expected"),
     [
-        ({}, {"epochs": 100, "rate": 1e-3}),
+        ({}, {"epochs": 100, "rate": 1e-4}),
         ({"epochs": 7, "rate": 2e-4}, {"epochs": 7, "rate": 2e-4}),
-        ({"steps": 99}, {"epochs": 100, "steps": 99, "rate": 1e-3}),
+        ({"steps": 99}, {"epochs": 100, "steps": 99, "rate": 1e-4}),
         ({"warm_start": False}, {"epochs": 200, "rate": 1e-3}),
     ],
 )
