@@ -142,6 +142,8 @@ def _summary(status: dict[str, Any], path: Path) -> list[str]:
 
     how = "transferred" if "transfer" in status["stages"] else "selected"
     lines = [f"{status['frames']} frames sampled, {status['selected']} {how}, {status['labelled']} labelled"]
+    if status.get("refused"):
+        lines[0] += f", {status['refused']} refused by the bounds (the report says why)"
     lines += [f"note: {note}" for note in status.get("notes", [])]
     lines += headline(path / "validation")
     for failure in status["failures"][:20]:

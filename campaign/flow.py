@@ -329,6 +329,7 @@ class Flow:
             "frames": self.frames,
             "selected": len(training.chosen) if training is not None else 0,
             "labelled": sum(1 for t in self.board.labels.values() if t),
+            "refused": self._refused(),
             "notes": [
                 *(s.note for s in (self.board.source, *self.board.sets.values()) if s and s.note),
                 *(note for s in self.stages for note in getattr(s, "notes", ())),
@@ -348,6 +349,12 @@ class Flow:
             "verdicts": dict(self.verdicts),
             "seconds": max(self._span(), elapsed if self.ran else 0.0),
         }
+
+    def _refused(self) -> int:
+        """Return how many frames the bounds of selection and learning refused; one refused by two sets counts once."""
+        sets = [s for s in (self.board.source, *self.board.sets.values()) if s is not None]
+        frames = {r["frame"] for s in sets for r in s.refused}
+        return len(frames) + sum(int(getattr(stage, "refused", 0)) for stage in self.stages)
 
     def _retried(self) -> list[dict[str, Json]]:
         """Return what failed so far of tasks that are to be tried again: a user who stops the run looks for it."""

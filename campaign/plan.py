@@ -19,7 +19,7 @@ from campaign.stages.board import Board
 from campaign.stages.distill import Distill
 from campaign.stages.sample import Sample
 from campaign.stages.selecting import species_of
-from campaign.stages.train import Train
+from campaign.stages.train import Train, retraining
 from campaign.stages.transfer import Transfer, far
 from campaign.stages.validate import Validate
 from campaign.stages.validate_runs import runs_of
@@ -404,9 +404,13 @@ def _learn_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple[
     md, rounds = spec.learn.md, spec.learn.rounds
     tasks = rounds * (md.walkers * -(-md.frames // md.segment) + 1)
     what = f"at most {rounds} rounds of {md.walkers} walkers, {rounds * spec.learn.size} frames more"
-    epochs = getattr(spec.train, "epochs", 0) * (spec.train.members if spec.train else 0)
-    frames = rounds * _sizes(spec)[0] + spec.learn.size * rounds * (rounds + 1) // 2
-    seconds = rounds * md.walkers * md.frames * md.every * atoms * MODEL_STEP + epochs * frames * atoms * TRAIN
+    members, warm = spec.train.members if spec.train else 0, retraining(spec)
+    trained = (warm or {}).get("epochs", getattr(spec.train, "epochs", 0)) * (
+        rounds * _sizes(spec)[0] + spec.learn.size * rounds * (rounds + 1) // 2
+    )
+    if warm and "steps" in warm:
+        trained = rounds * warm["steps"] * getattr(spec.train, "batch", 0)
+    seconds = rounds * md.walkers * md.frames * md.every * atoms * MODEL_STEP + members * trained * atoms * TRAIN
     return tasks, what, seconds
 
 

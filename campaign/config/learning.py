@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from campaign.config.fields import Count, Interval, Model, NonNegative, Number, Positive, Temperature
+from campaign.config.fields import Count, Interval, Model, NonNegative, Number, Positive, Switch, Temperature
 
 
 class Guards(Model):
@@ -47,9 +47,23 @@ class ActiveLearning(Model):
 
     rounds: Count = Field(5, description="most rounds of dynamics")
     size: Count = Field(8, description="most frames added in a round")
-    novelty: Literal["uq", "rnd"] = Field(
-        "uq", description="what is added: where the members disagree (uq), or what is unlike the training set (rnd)"
+    novelty: Literal["uq", "rnd", "rnd_stream", "rematch"] = Field(
+        "uq",
+        description="what is added: where the members disagree (uq), or what is unlike the training set, by random "
+        "network distillation (rnd), by that of the selection, which goes on (rnd_stream), or by REMatch (rematch)",
     )
+    warm_start: Switch | None = Field(
+        None,
+        description="whether each member goes on from its weights of the round before; by default wherever models are "
+        "trained in epochs",
+    )
+    epochs: Count | None = Field(
+        None, description="passes over the training set of a member that goes on; default half of those of 'train'"
+    )
+    steps: Count | None = Field(
+        None, description="steps of its optimiser, instead of passes: a larger set costs no more"
+    )
+    rate: Positive | None = Field(None, description="its largest learning rate; default a tenth of that of 'train'")
     md: LearnDynamics = Field(
         description="the dynamics", examples=[{"ensemble": "npt", "temperature": 1400, "time": 100}]
     )

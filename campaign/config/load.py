@@ -13,6 +13,7 @@ from campaign.config.campaign_file import NOT_YET, Campaign
 from campaign.config.cp2k_checks import check_template
 from campaign.config.fields import suggest
 from campaign.config.label_checks import check_label
+from campaign.config.learning_checks import check_learning
 from campaign.config.momt_checks import check_momt
 from campaign.config.physics import View, check_files, check_keys
 from campaign.config.problems import validate
@@ -81,6 +82,7 @@ def load_campaign(path: Path) -> Loaded[Campaign]:
         files, faults = check_files(view, path.parent)
         problems += faults
         problems += check_keys(View(document, problems))
+        problems += check_learning(View(document, problems))
         problems += check_label(View(document, problems), path.parent)
         named, faults = check_template(View(document, problems), path.parent)
         files |= named

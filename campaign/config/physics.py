@@ -130,25 +130,6 @@ def check_keys(view: View) -> Iterator[Problem]:
     yield from _selector(view)
     yield from _distillation(view)
     yield from _training(view)
-    yield from _learning(view)
-
-
-def _learning(view: View) -> Iterator[Problem]:
-    """Check that what is learned can be judged, and is labelled by something else than the model itself."""
-    if not _present(view, "learn"):
-        return
-    if view.text("label", "engine") == "pool":
-        what = "the frames that 'learn' adds come from dynamics with the model, and this would train it on itself"
-        yield view.problem(
-            ("label", "engine"), what, show("pool"), "name what labels new frames, such as lammps or cp2k"
-        )
-    members = view.number("train", "members", default=1.0)
-    if (view.text("learn", "novelty") or "uq") == "uq" and members is not None and members < 2:
-        what = "'novelty: uq' is the disagreement of an ensemble, and there is one model"
-        key: tuple[Part, ...] = ("learn", "novelty") if view.get("learn", "novelty") is not None else ("learn",)
-        yield view.problem(
-            key, what, f"members: {members:g}", "write 'members: 2' or more under train, or 'novelty: rnd'"
-        )
 
 
 def _training(view: View) -> Iterator[Problem]:
@@ -230,7 +211,7 @@ def _distillation(view: View) -> Iterator[Problem]:
         what = "the length of a training is given twice, in 'epochs' and in 'steps'"
         yield view.problem(("distill", "steps"), what, view.get("distill", "steps"), "remove one of them")
     engine = view.text("label", "engine")
-    if not _present(view, "distill") or engine is None:
+    if not present(view, "distill") or engine is None:
         return
     methods = {view.text("sample", i, "method") for i in range(len(view.items("sample")))} - {None, "file"}
     own = view.text("label", "potential", "lammps")
@@ -251,7 +232,8 @@ def _distillation(view: View) -> Iterator[Problem]:
         yield view.problem(("label", "engine"), what, show(engine), "write 'engine: fake', or remove 'distill'")
 
 
-def _present(view: View, stage: str) -> bool:
+def present(view: View, stage: str) -> bool:
+    """Tell whether a stage is written."""
     data = view.document.data
     return isinstance(data, dict) and bool(data.get(stage))
 
@@ -266,10 +248,10 @@ def _stage_order(view: View) -> Iterator[Problem]:
             remedy = "add 'sample: [{method: npt, ...}]' (list of sampling runs)"
             yield view.problem(("sample",), "this key is missing", "nothing", remedy)
     for stage, needed in NEEDS.items():
-        missing = [n for n in needed if not _present(view, n)]
-        if _present(view, "distill") or _present(view, "transfer"):  # frames come from elsewhere: the pool, a run
+        missing = [n for n in needed if not present(view, n)]
+        if present(view, "distill") or present(view, "transfer"):  # frames come from elsewhere: the pool, a run
             missing = [n for n in missing if n != "select"]
-        if _present(view, stage) and missing:
+        if present(view, stage) and missing:
             names = " and ".join(f"'{n}'" for n in missing)
             what = f"'{stage}' works on the results of {names}"
             yield view.problem((stage,), what, f"no {names}", f"add a section {names}, or remove '{stage}'")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.config.data_files import Fault, find, structure
+from campaign.config.learning import Guards
 from campaign.config.physics import Part, View, check_prototype, structure_numbers
 from campaign.config.validations import RUN, Overlap
 from campaign.config.yaml_lines import Problem, show
@@ -34,7 +35,7 @@ def check_validations(view: View, folder: Path) -> tuple[dict[str, Path], list[P
         The files by their path as written, and what is wrong.
     """
     files: dict[str, Path] = {}
-    problems = [*_runs(view), *_lengths(view), *_conflicts(view)]
+    problems = [*_runs(view), *_lengths(view), *_conflicts(view), *_guards(view)]
     elements = _elements(view, folder)
     for i in range(len(view.items("validate"))):
         method = view.text("validate", i, "method")
@@ -120,6 +121,24 @@ def _conflicts(view: View) -> Iterator[Problem]:
                 got = f"{name}: {show(done[name])}"
                 remedy = f"write {name}: {show(before[name])} as there (or the same in both), or another time"
                 yield view.problem(place, what, got, remedy)
+
+
+def _guards(view: View) -> Iterator[Problem]:
+    """Check that a run is watched in one way: it is made once, and ends at the first sign."""
+    usual = Guards().model_dump()
+    first: dict[tuple[Any, ...], tuple[dict[str, Any], int]] = {}
+    for key, _, i in _asked(view):
+        if view.text("validate", i, "method") != "stability":
+            continue
+        mine = usual | view.mapping("validate", i, "guards")
+        before, number = first.setdefault(key, (mine, i))
+        if mine != before:
+            line = view.document.line(view.path("validate", number))
+            what = f"this run is already asked for on line {line}, with other guards"
+            own = view.get("validate", i, "guards") is not None
+            place: tuple[Part, ...] = ("validate", i, "guards") if own else ("validate", i, "method")
+            got = view.get(*place) if own else "the usual ones"
+            yield view.problem(place, what, got, "write the same guards in both, or another time")
 
 
 def _elements(view: View, folder: Path) -> dict[str, int]:

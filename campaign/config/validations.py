@@ -18,6 +18,7 @@ from campaign.config.fields import (
     tag_by,
     wrong,
 )
+from campaign.config.learning import Guards
 from campaign.config.quantities import quantity
 from campaign.config.structures import Prototype, StructureFile, structure_tag
 
@@ -58,6 +59,7 @@ class Stability(Model):
     timestep: Positive = Field(0.002, le=0.02, description="ps: 0.002 is usual, 0.02 the most")
     every: Count = Field(10, description="steps between kept frames")
     segment: Count = Field(500, description="frames in a segment, the unit of resume")
+    guards: Guards = Field(default_factory=Guards, description="first signs of failure")
 
 
 class OnRun(Model):

@@ -12,7 +12,7 @@ import io
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,34 @@ class Trained:
     weights: dict[str, Any]
     summary: dict[str, Any]
     history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a training begins with in place of random weights: models that know some of its frames already.
+
+    Attributes
+    ----------
+    weights
+        Of each model, as ``Trained`` has them. Their scale and reference energies are kept: with others the same
+        weights would be another potential.
+    fresh
+        For each block of frames (n,) bool: those that the models have not seen, one at least. The frames by which the
+        best epoch is chosen are held back from these: of one it has seen a model knows too much.
+    """
+
+    weights: Sequence[Mapping[str, Any]]
+    fresh: Sequence[Any]
+
+    def digest(self) -> str:
+        """Return what stands for it, 32 hex digits."""
+        parts = {f"{k}.{name}": w[name] for k, w in enumerate(self.weights) for name in sorted(w)}
+        parts |= {f"fresh.{k}": new for k, new in enumerate(self.fresh)}
+        found = hashlib.blake2b(digest_size=16)
+        for name, value in parts.items():
+            found.update(f"{name} {value.dtype.str} {value.shape}".encode())
+            found.update(value.tobytes())
+        return found.hexdigest()
 
 
 class Checkpoint:

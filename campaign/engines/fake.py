@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from campaign.engines.checkpoints import WarmStart
 from campaign.engines.structures import build_structure
 from campaign.errors import EngineError
 from campaign.frames import Frames
@@ -110,12 +111,18 @@ def label(frames: Frames, params: dict[str, Json], extra: dict[str, Json]) -> tu
 
 
 def train(
-    blocks: Sequence[Frames], seed: int, on_epoch: Callable[[dict[str, float]], None], delay: float
+    blocks: Sequence[Frames],
+    seed: int,
+    on_epoch: Callable[[dict[str, float]], None],
+    delay: float,
+    start: WarmStart | None = None,
 ) -> tuple[dict[str, Array], dict[str, Json]]:
-    """Pretend to train a toy crystal: the true one, off by up to a thousandth."""
+    """Pretend to train a toy crystal: the true one, off by up to a thousandth, or by half of what ``start`` is off."""
     n = sum(len(b) for b in blocks)
     for epoch in range(1, 6):
         time.sleep(delay / 5)
         on_epoch({"epoch": epoch, "loss": 1.0 / epoch, "force_rmse": 0.1 / epoch})
     scale = 1.0 + 1e-3 * np.random.default_rng(seed).uniform(-1, 1)
+    if start is not None:
+        scale = 0.5 + 0.5 * float(start.weights[0]["scale"][0])
     return {"scale": np.array([scale])}, {"epochs": 5, "train_frames": n, "force_rmse": 0.02, "loss": 0.2}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from campaign.engines.checkpoints import Execution, Trained
+from campaign.engines.checkpoints import Execution, Trained, WarmStart
 from campaign.errors import EngineError
 from campaign.frames import Frames
 from campaign.tasks import Json
@@ -44,11 +44,12 @@ def train(
     on_epoch: Epoch,
     execution: Execution,
     counted: Sequence[Array] | None = None,
+    start: WarmStart | None = None,
 ) -> tuple[dict[str, Array], dict[str, Json]]:
     """Train the model that ``spec["model"]`` names; return its weights and a summary.
 
-    ``counted``, if given, tells for each block (n, a) which atoms' forces count. A training that left a checkpoint
-    goes on from there, with the same result.
+    ``counted``, if given, tells for each block (n, a) which atoms' forces count; ``start`` is what it goes on from in
+    place of random weights. A training that left a checkpoint goes on from there, with the same result.
 
     Raises
     ------
@@ -58,10 +59,12 @@ def train(
     if spec["model"] == "fake":
         from campaign.engines import fake
 
-        return fake.train(blocks, seed, on_epoch, execution.delay)
+        return fake.train(blocks, seed, on_epoch, execution.delay, start)
     if spec["model"] == "gap":
         from campaign.engines import gap
 
+        if start is not None:
+            raise EngineError("A GAP is fitted at once and goes on from nothing; remove learn.warm_start.")
         return gap.train(blocks, spec, seed, on_epoch, counted, execution)
     if spec["model"] == "ani":  # its vectors have a part for each element, and each has its network
         species = sorted({int(z) for block in blocks for z in np.unique(block.numbers)})
@@ -69,10 +72,10 @@ def train(
     if execution.processes > 1:
         from campaign.engines import training_ranks
 
-        return training_ranks.train(blocks, spec, seed, on_epoch, counted, execution)
+        return training_ranks.train(blocks, spec, seed, on_epoch, counted, execution, start)
     from campaign.engines import schnetpack_train
 
-    return schnetpack_train.train(blocks, spec, seed, on_epoch, counted, execution)
+    return schnetpack_train.train(blocks, spec, seed, on_epoch, counted, execution, start=start)
 
 
 def train_ensemble(
@@ -82,6 +85,7 @@ def train_ensemble(
     on_epoch: Epoch,
     execution: Execution,
     counted: Sequence[Array] | None = None,
+    start: WarmStart | None = None,
 ) -> list[Trained]:
     """Train a model for each of ``seeds`` together, as :func:`train` trains each; ``on_epoch`` gets their means.
 
@@ -94,7 +98,7 @@ def train_ensemble(
         raise EngineError(f"Models of the kind {spec['model']} are trained one by one; remove train.together.")
     from campaign.engines import schnetpack_train
 
-    return schnetpack_train.train_ensemble(blocks, spec, seeds, on_epoch, counted, execution)
+    return schnetpack_train.train_ensemble(blocks, spec, seeds, on_epoch, counted, execution, start=start)
 
 
 def build_model(spec: Mapping[str, Json], weights: Mapping[str, Array]) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,6 +88,43 @@ def targets_of(blocks: Sequence[Frames], loss: Mapping[str, Any], counted: Seque
     spreads = {k: spread[k] / scale for k in spread}
     deltas = {k: float(loss.get("delta", DELTA)) * spreads[k] for k in spread}
     return Targets(numbers, energies, scale, weights, str(loss.get("kind", "mse")), deltas, spreads)
+
+
+def normalised_as(targets: Targets, models: Sequence[Mapping[str, Array]]) -> Targets:
+    """Return the targets of a training that goes on from models: with their scale and reference energies.
+
+    Weights and spreads stay those of the labels at hand, so that the loss is what it is for a model trained anew.
+
+    Parameters
+    ----------
+    targets
+        Of the labels, by themselves.
+    models
+        Weights as ``schnetpack_train.train`` returns them.
+
+    Raises
+    ------
+    EngineError
+        The models know other species than there are, or they are of different scales or reference energies.
+    """
+    numbers, energies, scale = (models[0][f] for f in ("reference.numbers", "reference.energies", "scale"))
+    if not np.array_equal(numbers, targets.numbers):
+        raise EngineError(
+            f"The model to go on from knows the atomic numbers {numbers.tolist()}, and the frames have "
+            f"{targets.numbers.tolist()}; write 'warm_start: false' under learn."
+        )
+    for other in models[1:]:
+        if not all(np.array_equal(other[k], models[0][k]) for k in ("reference.energies", "scale")):
+            raise EngineError("The members to go on from have different reference energies; train them one by one.")
+    factor = float(scale[0]) / targets.scale
+    return replace(
+        targets,
+        energies=np.asarray(energies),
+        scale=float(scale[0]),
+        weights={k: w * factor**2 for k, w in targets.weights.items()},
+        deltas={k: d / factor for k, d in targets.deltas.items()},
+        spreads={k: s / factor for k, s in targets.spreads.items()},
+    )
 
 
 def _interaction(block: Frames, numbers: Array, energies: Array) -> Array:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from campaign.engines.schnetpack import load_schnetpack, network
+from campaign.engines.schnetpack import load_schnetpack
 from campaign.engines.schnetpack_data import PROPERTIES, Targets, Tensors, collate
 from campaign.errors import EngineError
 from campaign.science.losses import fourth_power, penalty
@@ -46,8 +46,10 @@ class Optimisation:
 
     Parameters
     ----------
-    spec, seeds
-        Of the network (``schnetpack.network``), and of its first weights: one seed here, see ``schnetpack_together``.
+    spec
+        Of the network (``schnetpack.network``).
+    networks
+        With their first weights: one here, see ``schnetpack_together``.
     targets
         What is learnt.
     frames
@@ -61,7 +63,7 @@ class Optimisation:
     def __init__(
         self,
         spec: Mapping[str, Any],
-        seeds: Sequence[int],
+        networks: Sequence[Any],
         targets: Targets,
         frames: int,
         device: str = "cpu",
@@ -74,7 +76,7 @@ class Optimisation:
         self.epochs = max(1, round(spec["steps"] / each)) if spec.get("steps") else int(spec["epochs"])
         steps = max(self.epochs * each, 2)
         self.targets, self.ranks = targets, ranks or Alone()
-        self.model = self._network(spec, seeds).to(device)
+        self.model = self._network(spec, networks).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.model.train()
         self._weights, self._means = list(self.model.parameters()), list(self.average.parameters())
@@ -88,13 +90,13 @@ class Optimisation:
             final_div_factor=1e3,
         )
         #: (3, models) of energy, forces and stress: mean fourth power of the errors, at first as large as the labels
-        self.fourth = torch.tensor([[targets.spreads[k] ** 4] * len(seeds) for k in PROPERTIES], device=device)
+        self.fourth = torch.tensor([[targets.spreads[k] ** 4] * len(networks) for k in PROPERTIES], device=device)
         self.done = 0
         #: whether each step is taken in two halves, for want of the device's memory
         self.halves = False
 
-    def _network(self, spec: Mapping[str, Any], seeds: Sequence[int]) -> Any:
-        return network(spec, seeds[0])
+    def _network(self, spec: Mapping[str, Any], networks: Sequence[Any]) -> Any:
+        return networks[0]
 
     def step(self, batches: Sequence[Batch]) -> list[float]:
         """Take one step on a batch of each model; return the losses before it.

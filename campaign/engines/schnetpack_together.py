@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from campaign.engines.schnetpack import load_schnetpack, network
+from campaign.engines.schnetpack import load_schnetpack
 from campaign.engines.schnetpack_data import Tensors, collate
 from campaign.engines.schnetpack_steps import STEEPEST, Batch, Optimisation, atoms_of, errors_of
 from campaign.errors import EngineError
@@ -85,9 +85,9 @@ def stack(models: Sequence[Any]) -> Any:
 class Stacked(Optimisation):
     """The steps of several members, which differ in their seeds; of one loss, one schedule and one device."""
 
-    def _network(self, spec: Mapping[str, Any], seeds: Sequence[int]) -> Any:
+    def _network(self, spec: Mapping[str, Any], networks: Sequence[Any]) -> Any:
         self._far = 2.0 * float(spec["cutoff"])
-        return stack([network(spec, seed) for seed in seeds])
+        return stack(networks)
 
     def _errors(self, model: Any, part: list[Batch]) -> tuple[Tensors, dict[str, Any]]:
         """Return errors with the members as first dimension, without the frames of no consequence."""

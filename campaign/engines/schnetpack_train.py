@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from campaign.engines.checkpoints import Checkpoint, Execution, Trained
-from campaign.engines.schnetpack import pairs_once
+from campaign.engines.checkpoints import Checkpoint, Execution, Trained, WarmStart
+from campaign.engines.schnetpack import network, pairs_once
 from campaign.engines.schnetpack_data import (
     DELTA,
     Targets,
     Tensors,
     examples_of,
+    normalised_as,
     require_labels,
     shortest_distances,
     targets_of,
@@ -66,17 +67,23 @@ class _Member:
         How many there are.
     patience
         Epochs without a better one after which it ends; None: never.
+    fresh : (frames,) bool
+        Those that it has not seen before; None: all. Of these it holds back, half of them at most.
     """
 
-    def __init__(self, seed: int, frames: int, patience: int | None) -> None:
+    def __init__(self, seed: int, frames: int, patience: int | None, fresh: Array | None = None) -> None:
         self._rng = np.random.default_rng([seed & (2**63 - 1), 0x7261696E])
         order = self._rng.permutation(frames)
-        count = max(1, round(_HELD_BACK * frames))
-        self.held, self.kept = order[:count], order[count:] if frames > 1 else order
+        new = order if fresh is None else order[fresh[order]]
+        most = len(new) if fresh is None else len(new) // 2
+        self.held = new[: max(1, min(most, round(_HELD_BACK * frames)))]
+        # a single one is learnt from and judged by
+        self.kept = order if len(new) == 1 else order[~np.isin(order, self.held)]
         self._patience = patience
         self.order: Array = np.zeros(0, dtype=np.int64)  # of the epoch that is under way
         self.losses: list[float] = []  # of its steps
         self.history: list[tuple[float, float, float]] = []  # epoch, loss, force RMSE
+        self.first = 1  # epoch before which none counts
         self.best_epoch, self.best_score, self.best_rmse = 0, float("inf"), float("nan")
         self.best: dict[str, Array] = {}
 
@@ -89,13 +96,13 @@ class _Member:
     @property
     def stale(self) -> bool:
         """Whether no epoch was better for as many as the patience."""
-        return self._patience is not None and len(self.history) - self.best_epoch >= self._patience
+        return self._patience is not None and len(self.history) - max(self.best_epoch, self.first) >= self._patience
 
     def close(self, score: float, force_rmse: float, weights: Callable[[], dict[str, Array]]) -> None:
         """End an epoch; after the last one that counts, nothing is noted any more."""
         if not self.stale:
             epoch = len(self.history) + 1
-            if score < self.best_score:
+            if epoch >= self.first and score < self.best_score:
                 self.best_epoch, self.best_score, self.best_rmse, self.best = epoch, score, force_rmse, weights()
             self.history.append((float(epoch), float(np.mean(self.losses)), force_rmse))
         self.order, self.losses = self.order[:0], []
@@ -211,6 +218,7 @@ def train(
     counted: Sequence[Array] | None = None,
     execution: Execution | None = None,
     ranks: Alone | None = None,
+    start: WarmStart | None = None,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Train one model.
 
@@ -240,6 +248,10 @@ def train(
     ranks
         The processes that train it together, each of which calls this with the same arguments: each takes a part of
         every batch, the first writes the checkpoint, and all get the result.
+    start
+        The model that it goes on from, in place of random weights. Its weights alone are taken: the optimiser's
+        averages and the schedule of the rate begin anew, and the rate rises again over the first tenth of the steps.
+        The best epoch is one of the second half, when it has fallen.
 
     Returns
     -------
@@ -253,9 +265,10 @@ def train(
     Raises
     ------
     EngineError
-        No frames, a frame without labels, no such device, or a loss that is no longer finite.
+        No frames, a frame without labels, no such device, a loss that is no longer finite, or a model to go on from
+        that is of another kind.
     """
-    (found,) = train_ensemble(frames, spec, [seed], on_epoch, counted, execution, ranks)
+    (found,) = train_ensemble(frames, spec, [seed], on_epoch, counted, execution, ranks, start)
     return found.weights, found.summary
 
 
@@ -267,6 +280,7 @@ def train_ensemble(
     counted: Sequence[Array] | None = None,
     execution: Execution | None = None,
     ranks: Alone | None = None,
+    start: WarmStart | None = None,
 ) -> list[Trained]:
     """Train one model for each of ``seeds``, all in the same steps on one device (``schnetpack_together``).
 
@@ -283,23 +297,31 @@ def train_ensemble(
     some = [c for b, c in zip(frames, counted, strict=True) if len(b)] if counted is not None else None
     require_labels(blocks)
     device = _place(execution.device, ranks)
-    start = time.perf_counter()
+    began = time.perf_counter()
     targets, cutoff = targets_of(blocks, spec["loss"], some), float(spec["cutoff"])
+    fresh = None
+    if start is not None:
+        targets = normalised_as(targets, start.weights)
+        fresh = np.concatenate(list(start.fresh)).astype(bool)
     examples = [
         {key: value.to(device) for key, value in example.items()}
         for k, b in enumerate(blocks)
         for example in examples_of(b, targets, cutoff, pairs_once(spec), some[k] if some else None)
     ]
-    members = [_Member(seed, len(examples), spec["patience"]) for seed in seeds]
-    optimisation = _optimisation(spec, seeds, targets, len(members[0].kept), device, ranks)
+    members = [_Member(seed, len(examples), spec["patience"], fresh) for seed in seeds]
+    optimisation = _optimisation(spec, _networks(spec, seeds, start), targets, len(members[0].kept), device, ranks)
+    if start is not None:
+        # the rate has to fall first: what it knew before makes a model of any epoch look good on a few frames
+        for member in members:
+            member.first = optimisation.epochs // 2 + 1
     run = _Run(optimisation, members, examples)
     learnt = training_set(blocks, some)
-    checkpoint = Checkpoint(execution.checkpoint, _identity(spec, seeds, learnt))
+    checkpoint = Checkpoint(execution.checkpoint, _identity(spec, seeds, learnt, start))
     state, note = _load(checkpoint, ranks)
     if state is not None:
         run.restore(state)
     more: dict[str, Any] = {} if state is None else {"continued": run.epochs}
-    prepared = time.perf_counter() - start
+    prepared = time.perf_counter() - began
     run.go(spec["rate"], on_epoch or (lambda values: None), checkpoint if ranks.rank == 0 else Checkpoint(None, ""))
     if optimisation.halves:
         note = f"{note} {_HALVED.format(optimisation.batch)}".strip()
@@ -312,15 +334,29 @@ def train_ensemble(
     ]
 
 
+def _networks(spec: Mapping[str, Any], seeds: Sequence[int], start: WarmStart | None) -> list[Any]:
+    """Return the networks with their first weights: random ones, or those of the models to go on from."""
+    import torch
+
+    found = [network(spec, seed) for seed in seeds]
+    for model, weights in zip(found, start.weights, strict=True) if start is not None else ():
+        try:
+            model.load_state_dict({k: torch.from_numpy(np.array(weights[k])) for k in model.state_dict()})
+        except (KeyError, RuntimeError) as error:
+            cause = str(error).split("\n")[0]
+            raise EngineError(f"The model to go on from is of another kind than this one ({cause}).") from error
+    return found
+
+
 def _optimisation(
-    spec: Mapping[str, Any], seeds: Sequence[int], targets: Targets, frames: int, device: str, ranks: Alone
+    spec: Mapping[str, Any], networks: Sequence[Any], targets: Targets, frames: int, device: str, ranks: Alone
 ) -> Optimisation:
     """Return what takes the steps of one model, or of several."""
-    if len(seeds) == 1:
-        return Optimisation(spec, seeds, targets, frames, device, ranks)
+    if len(networks) == 1:
+        return Optimisation(spec, networks, targets, frames, device, ranks)
     from campaign.engines.schnetpack_together import Stacked
 
-    return Stacked(spec, seeds, targets, frames, device, ranks)
+    return Stacked(spec, networks, targets, frames, device, ranks)
 
 
 def _load(checkpoint: Checkpoint, ranks: Alone) -> tuple[dict[str, Any] | None, str]:
@@ -365,11 +401,11 @@ def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
     return DEFAULTS | dict(spec) | {"loss": DEFAULTS["loss"] | dict(spec.get("loss", {}))}
 
 
-def _identity(spec: Mapping[str, Any], seeds: Sequence[int], learnt: bytes) -> str:
+def _identity(spec: Mapping[str, Any], seeds: Sequence[int], learnt: bytes, start: WarmStart | None = None) -> str:
     """Return what names a training: everything that decides its weights, the programs among it."""
     programs = [_VERSION, version("torch"), version("schnetpack")]
-    text = json.dumps([programs, spec, list(seeds), learnt.hex()], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    decides = [programs, spec, list(seeds), learnt.hex(), *([start.digest()] if start is not None else [])]
+    return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def require_device(device: str) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.engines import process
-from campaign.engines.checkpoints import Execution
+from campaign.engines.checkpoints import Execution, WarmStart
 from campaign.engines.schnetpack_steps import Alone
 from campaign.errors import CampaignError, EngineError, MachineFault
 from campaign.frames import LAYOUT, Array, Frames
@@ -91,6 +91,7 @@ def train(
     on_epoch: Callable[[dict[str, float]], None],
     counted: Sequence[Array] | None,
     execution: Execution,
+    start: WarmStart | None = None,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Train one model over ``execution.processes`` MPI ranks; ``on_epoch`` is called when all is done.
 
@@ -106,7 +107,7 @@ def train(
     """
     assert execution.checkpoint is not None
     folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=execution.checkpoint.parent))
-    _write(folder, frames, spec, seed, counted, execution)
+    _write(folder, frames, spec, seed, counted, execution, start)
     words = [word.replace("{ranks}", str(execution.processes)) for word in execution.launch]
     try:
         process.run(
@@ -141,17 +142,22 @@ def _write(
     seed: int,
     counted: Sequence[Array] | None,
     execution: Execution,
+    start: WarmStart | None,
 ) -> None:
     """Write what the ranks need: numbers as JSON, arrays as npz."""
     arrays = {f"{k}/{name}": value for k, block in enumerate(frames) for name, value in block.arrays()}
     arrays |= {f"{k}/counted": value for k, value in enumerate(counted or ())}
+    if start is not None:
+        arrays |= {f"{k}/fresh": value for k, value in enumerate(start.fresh)}
+        arrays |= {f"start/{name}": value for name, value in start.weights[0].items()}
     np.savez(folder / BLOCKS, allow_pickle=False, **arrays)
     how = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(execution).items()}
     job = {"spec": dict(spec), "seed": seed, "blocks": len(frames), "counted": counted is not None, "execution": how}
+    job["start"] = start is not None
     (folder / JOB).write_text(json.dumps(job))
 
 
-def _read(folder: Path) -> tuple[list[Frames], list[Array] | None, dict[str, Any], Execution]:
+def _read(folder: Path) -> tuple[list[Frames], list[Array] | None, dict[str, Any], Execution, WarmStart | None]:
     job = json.loads((folder / JOB).read_text())
     how = job["execution"]
     for name in ("checkpoint", "lines", "tensorboard"):
@@ -159,7 +165,11 @@ def _read(folder: Path) -> tuple[list[Frames], list[Array] | None, dict[str, Any
     with np.load(folder / BLOCKS, allow_pickle=False) as found:
         blocks = [Frames(*(found[f"{k}/{name}"] for name in LAYOUT)) for k in range(job["blocks"])]
         counted = [found[f"{k}/counted"] for k in range(job["blocks"])] if job["counted"] else None
-    return blocks, counted, job, Execution(**how)
+        start = None
+        if job["start"]:
+            weights = {name.removeprefix("start/"): found[name] for name in found if name.startswith("start/")}
+            start = WarmStart([weights], [found[f"{k}/fresh"] for k in range(job["blocks"])])
+    return blocks, counted, job, Execution(**how), start
 
 
 def main(folder: Path) -> None:
@@ -168,13 +178,13 @@ def main(folder: Path) -> None:
 
     world, finished = MPI.COMM_WORLD, False
     try:
-        blocks, counted, job, execution = _read(folder)
+        blocks, counted, job, execution, start = _read(folder)
         if world.size != execution.processes:
             raise MachineFault(
                 f"{world.size} MPI ranks were started instead of {execution.processes}: correct launch.train of the "
                 "site."
             )
-        _train(folder, world, blocks, counted, job, execution)
+        _train(folder, world, blocks, counted, job, execution, start)
         finished = True
     except (CampaignError, OSError, MemoryError, RuntimeError) as error:  # of one rank or of all: whoever is there
         _leave(error, folder, world.rank)
@@ -192,6 +202,7 @@ def _train(
     counted: list[Array] | None,
     job: dict[str, Any],
     execution: Execution,
+    start: WarmStart | None,
 ) -> None:
     import torch
 
@@ -209,7 +220,7 @@ def _train(
             lines.write(json.dumps(values) + "\n")
 
     alone = replace(execution, processes=1)
-    weights, summary = schnetpack_train.train(blocks, job["spec"], job["seed"], on_epoch, counted, alone, ranks)
+    weights, summary = schnetpack_train.train(blocks, job["spec"], job["seed"], on_epoch, counted, alone, ranks, start)
     if ranks.rank == 0:
         told = {"summary": summary, "history": history}
         (folder / TOLD).write_text(json.dumps(told))

@@ -182,6 +182,8 @@ def _figures(status: Status) -> list[tuple[str, str]]:
         ("selected", count(status.get("selected") or 0)),
         ("labelled", count(status.get("labelled") or 0)),
     ]
+    if number(status.get("refused")):
+        out.append(("refused", count(status["refused"])))
     if number(status.get("loss")) is not None:
         out.append(("loss", significant(status["loss"])))
     if status.get("failures"):

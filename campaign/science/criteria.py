@@ -13,14 +13,9 @@ import numpy as np
 from campaign.frames import Array, Frames
 from campaign.science.neighbours import closest_ratio, minimum_distance
 
-#: Closest pair over the sum of covalent radii: below it the atoms have collapsed on each other.
-CLOSEST = 0.6
-#: Largest force on any atom, eV/Å.
-FORCE = 30.0
-#: Volume over the equilibrium volume.
-VOLUME = 1.5
-#: Kinetic temperature of one frame over its set point.
-TEMPERATURE = 2.0
+#: Where nothing is asked: closest pair over the sum of covalent radii, below which the atoms have collapsed on each
+#: other; largest force on any atom, eV/Å; volume over the equilibrium volume; kinetic temperature over its set point.
+GUARDS = {"closest": 0.6, "force": 30.0, "volume": 1.5, "temperature": 2.0}
 #: Mean temperature of the second half away from its set point, as a fraction; noise of a short run is allowed for.
 TEMPERATURE_DRIFT = 0.15
 #: Change of the potential energy over the second half (fitted line), eV/atom: below it nothing has happened. Melting,
@@ -58,7 +53,8 @@ def judge(
     equilibrium
         Frames near the run's temperature, whose mean volume (Å^3) counts as the equilibrium's.
     asked
-        ``time`` (ps), ``timestep`` (ps), ``every``, ``temperature`` (K), ``pressure`` (bar), ``ensemble``.
+        ``time`` (ps), ``timestep`` (ps), ``every``, ``temperature`` (K), ``pressure`` (bar), ``ensemble``, and
+        ``guards``, in place of ``GUARDS``.
     failure
         Why it ended early, if it did.
     sign
@@ -76,11 +72,13 @@ def judge(
     force = np.linalg.norm(run.forces, axis=2).max(axis=1)
     ratio = closest_ratio(run)
     volume = run.volume / equilibrium.volume.mean()
+    guards = GUARDS | asked.get("guards", {})
+    closest, hardest, largest, hottest = (guards[name] for name in GUARDS)
     each = {
-        "closest pair": (ratio, CLOSEST, "of the covalent radii", ratio < CLOSEST, ratio.min()),
-        "largest force": (force, FORCE, "eV/Å", force > FORCE, force.max()),
-        "volume": (volume, VOLUME, "of the equilibrium", volume > VOLUME, volume.max()),
-        "temperature": (kinetic, TEMPERATURE, "of the set point", kinetic > TEMPERATURE * asked["temperature"], None),
+        "closest pair": (ratio, closest, "of the covalent radii", ratio < closest, ratio.min()),
+        "largest force": (force, hardest, "eV/Å", force > hardest, force.max()),
+        "volume": (volume, largest, "of the equilibrium", volume > largest, volume.max()),
+        "temperature": (kinetic, hottest, "of the set point", kinetic > hottest * asked["temperature"], None),
     }
     criteria = []
     bad = np.zeros(len(run), dtype=bool)

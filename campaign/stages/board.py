@@ -33,6 +33,7 @@ class FrameSet:
     closed: bool = False
     note: str = ""  # what people should know of it, such as that the pool had fewer frames
     counted: list[str] = field(default_factory=list)  # tasks that say of which atoms of its frames the forces count
+    grown: str = ""  # the set of which it has all frames and more, and whose models may be gone on from
 
 
 @dataclass
@@ -57,6 +58,8 @@ class Board:
         Whether the training set still grows (``learn``): what its models are worth is asked at the end.
     learned
         The set that it ended with; empty where nothing was learned.
+    stream
+        The task that ended the selection, where what it has learned can be gone on from (its checkpoint); or empty.
     """
 
     shards: list[Shard] = field(default_factory=list)
@@ -68,6 +71,7 @@ class Board:
     trained: set[str] = field(default_factory=set)
     learning: bool = False
     learned: str = ""
+    stream: str = ""
 
     def training(self) -> FrameSet | None:
         """Return the training set: what was chosen, grown by what was learned; None while nothing is planned."""

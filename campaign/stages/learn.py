@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from campaign.config import Campaign
     from campaign.stages.sample_file import Source
 
+#: Of a round, what is told as it is.
+FIGURES = ("round", "set", "failed", "walkers", "added", "refusals", "survived", "novelty")
+
 #: Told apart from the seeds of the sampling entries.
 ROUNDS = 0x6C6561726E
 
@@ -65,8 +68,7 @@ class Learn:
         self._spec = spec
         self._segments = segments_of(campaign.learn.md.frames, self._md["segment"])
         self._seed = campaign.seed
-        self._species = species_of(campaign, sources)
-        self._representation = _representation(campaign)
+        self._measure = _measure(campaign, sources)
         self._set: FrameSet | None = None  # what the models of this round were trained on
         self._models: list[str] = []
         self._walkers: list[Walker] = []
@@ -77,14 +79,19 @@ class Learn:
         self.rounds: list[dict[str, Json]] = []  # figures of each, as its last task found them
 
     @property
+    def refused(self) -> int:
+        """Frames that were not fit to be labelled, in all rounds in which some were looked for."""
+        return sum(len(r["refusals"]) for r in self.rounds)
+
+    @property
     def notes(self) -> list[str]:
         """What people are to know of how it ended."""
         return [self.note] if self.note else []
 
     def plan(self, board: Board) -> Iterator[Task]:
-        """Yield the next segment of every walker, or the choice when all have ended."""
+        """Yield the next segment of every walker that waits for none, or the choice when all have ended."""
         board.learning = not self.done
-        if self.done or self._waiting:
+        if self.done or -1 in self._waiting.values():
             return
         if self._set is None:
             self._set = next((s for s in board.sets.values() if s.train), None)
@@ -96,8 +103,10 @@ class Learn:
                 self._end(board, "learn: there is no model to learn with; see what failed before it")
                 return
             self._walkers = self._begin(self._set)
-        tasks = [self._segment(k) for k, walker in enumerate(self._walkers) if not walker.ended]
-        tasks = tasks or [self._choice(self._set)]
+        busy = set(self._waiting.values())
+        tasks = [self._segment(k) for k, w in enumerate(self._walkers) if not w.ended and k not in busy]
+        if all(walker.ended for walker in self._walkers):
+            tasks = [self._choice(self._set, board)]
         self._count += len(tasks)
         yield from tasks
 
@@ -134,7 +143,7 @@ class Learn:
         self._waiting[task.id] = number
         return task
 
-    def _choice(self, trained_on: FrameSet) -> Task:
+    def _choice(self, trained_on: FrameSet, board: Board) -> Task:
         number = len(self.rounds) + 1
         params = {
             "method": "novel",
@@ -147,9 +156,12 @@ class Learn:
             "time": self._md["timestep"] * self._md["every"],
             "last": number == self._spec["rounds"],
             "seed": self._seed,
+            **self._measure,
         }
-        if self._spec["novelty"] == "rnd":
-            params |= {"trained_on": list(trained_on.chosen), "representation": self._representation, **self._species}
+        if self._spec["novelty"] in ("rnd", "rematch"):
+            params["trained_on"] = list(trained_on.chosen)
+        elif self._spec["novelty"] == "rnd_stream":  # what it learned last: in the round before, or in the selection
+            params["stream"] = self.rounds[-1]["task"] if self.rounds else board.stream
         inputs = tuple(s for w in self._walkers for s in w.segments)
         task = Task("sample", f"learn {number}/choose", params, inputs, VERSION, priority=1)
         self._waiting[task.id] = -1
@@ -178,7 +190,14 @@ class Learn:
         result, before = record["result"], self._set
         assert before is not None
         self.rounds.append(
-            {**result["figures"], "ends": result["ends"], "set": before.name, "sources": result["source"]}
+            {
+                **result["figures"],
+                "ends": result["ends"],
+                "set": before.name,
+                "sources": result["source"],
+                "refusals": result["refused"],
+                "task": record["task"],
+            }
         )
         self._walkers = []
         n, failed = len(self.rounds), result["figures"]["failed"]
@@ -193,7 +212,7 @@ class Learn:
             fresh = [frame_id(int(record["task"], 16), k) for k in range(result["frames"])]
             self._set = FrameSet(f"learn-{n}", len(before.chosen) + len(fresh), train=True)
             self._set.chosen, self._set.closed = [*before.chosen, *fresh], True
-            self._set.counted = list(before.counted)
+            self._set.counted, self._set.grown = list(before.counted), before.name
             board.sets[self._set.name] = self._set
 
     def _grown_from(self, board: Board) -> int:
@@ -211,11 +230,12 @@ class Learn:
             failures = [t for t, cause in zip(r["survived"], r["causes"], strict=True) if cause]
             rows.append(
                 {
-                    **{key: r[key] for key in ("round", "set", "failed", "walkers", "added", "survived", "novelty")},
+                    **{key: r[key] for key in FIGURES},
                     "frames": len(board.sets[r["set"]].chosen),
                     "first_failure": min(failures, default=None),
                     "causes": "; ".join(dict.fromkeys(cause for cause in r["causes"] if cause)),
                     "sources": r["sources"],
+                    "refused": len(r["refusals"]),
                 }
             )
         return {"note": self.note or "learn: it goes on", "rounds": rows}
@@ -224,19 +244,33 @@ class Learn:
         """Return the number of tasks: those planned, and those of the present round still to come."""
         if self.done:
             return max(self._count, 1)
+        if -1 in self._waiting.values():  # what comes of the choice is not known
+            return self._count
+        if not self._walkers:
+            return self._count + int(self._md["walkers"]) * len(self._segments) + 1
         left = sum(len(self._segments) - len(w.segments) for w in self._walkers if not w.ended)
-        whole = int(self._md["walkers"]) * len(self._segments)
-        return self._count + (left - (len(self._waiting) if left else 0) + 1 if self._walkers else whole + 1)
+        return self._count + left - len(self._waiting) + 1
 
     def finished(self, board: Board) -> bool:
         """Tell whether the last round is over."""
         return self.done
 
 
-def _representation(campaign: Campaign) -> dict[str, Json]:
-    """Return what describes frames: as in ``select``, the default where it describes none."""
-    from campaign.config.selections import SchNetRepresentation
+def _measure(campaign: Campaign, sources: Sequence[Source]) -> dict[str, Json]:
+    """Return what novelty is measured by beside the models: as in ``select``, the defaults where it says nothing."""
+    from campaign.config.selections import REMatch, RNDStream, SchNetRepresentation
 
-    found = getattr(campaign.select, "representation", None) or SchNetRepresentation()
-    described: dict[str, Json] = found.model_dump(mode="json")
-    return described
+    assert campaign.learn is not None
+    novelty, select = campaign.learn.novelty, campaign.select
+    if novelty == "uq":
+        return {}
+    if novelty == "rematch":
+        found = select if isinstance(select, REMatch) else REMatch(size=1)
+        kernel: dict[str, Json] = {"environments": found.environments.model_dump(mode="json"), "gamma": found.gamma}
+        return kernel | species_of(campaign, sources)
+    represented = getattr(select, "representation", None) or SchNetRepresentation()
+    measure: dict[str, Json] = {"representation": represented.model_dump(mode="json"), **species_of(campaign, sources)}
+    if novelty == "rnd_stream":
+        assert isinstance(select, RNDStream)  # else the file is refused
+        measure["candidates"] = select.candidates
+    return measure

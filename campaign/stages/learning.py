@@ -13,10 +13,13 @@ from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 from campaign.science import uncertainty
 from campaign.science.distillation import Distillation, Moments
+from campaign.science.overlap import rematch_distances
 from campaign.science.refusals import Limits, refusals
+from campaign.science.rnd import RNDStream
+from campaign.science.selection import Batch
 from campaign.stages.distilling import Shift
 from campaign.stages.sample_md import BEFORE
-from campaign.stages.selecting import describe
+from campaign.stages.selecting import describe, environments
 from campaign.stages.trained import load_models
 from campaign.tasks import Context, Json, Outcome, Task
 
@@ -26,6 +29,17 @@ if TYPE_CHECKING:
 
 #: Of the most uncertain frames, so many times as are wanted are thinned to those unlike each other.
 CANDIDATES = 8
+
+#: (n,) novelty of the candidates, which to take, and what was learned for the next round to go on from.
+Judged = tuple[Array, list[int], dict[str, Array] | None]
+
+#: What the figure of a novelty is.
+UNITS = {
+    "uq": "eV, the largest uncertainty of an atom",
+    "rnd": "unlike the training set",
+    "rnd_stream": "unlike all that was chosen before",
+    "rematch": "from the nearest frame of the training set, by REMatch",
+}
 
 #: A walker that failed goes on from so many kept frames before.
 BACK = 5
@@ -48,20 +62,14 @@ def choose(task: Task, context: Context, store: Store) -> Outcome:
     limits = Limits(**p["limits"])
     candidates = _Candidates([f for f in [*kept, *last_steps] if len(f)], limits)
     failed = [cause for _, _, _, cause in p["walkers"] if cause]
-    novelty = np.zeros(0)
-    pick: list[int] = []
-    if candidates.blocks:
-        if p["novelty"] == "uq":
-            novelty, pick = _uncertain(load_models(store, p["models"]), candidates, p["size"])
-        else:
-            novelty, pick = _unlike(task, context.run, store, candidates, p["size"])
+    nothing: Judged = (np.zeros(0), [], None)
+    novelty, pick, learned = _judged(task, context.run, store, candidates) if candidates.blocks else nothing
     chosen = pick if failed and not p["last"] else []
     finite = novelty[np.isfinite(novelty)]
-    unit = "eV, the largest uncertainty of an atom" if p["novelty"] == "uq" else "unlike the training set"
     summary: dict[str, Json] = {
         "frames": len(chosen),
         "chosen": len(chosen),
-        "why": [f"novelty {novelty[k]:.3g} {unit}" for k in chosen],
+        "why": [f"novelty {novelty[k]:.3g} {UNITS[p['novelty']]}" for k in chosen],
         "source": [candidates.source(k) for k in chosen],
         "refused": candidates.refused if failed else [],
         "ends": [_end(f, limits, bool(w[3])) for f, w in zip(kept, p["walkers"], strict=True)],
@@ -76,7 +84,20 @@ def choose(task: Task, context: Context, store: Store) -> Outcome:
         },
     }
     frames = candidates.take(chosen, task.number) if candidates.blocks else None
-    return Outcome(summary, dict(frames.arrays()) if frames is not None else {})
+    arrays = dict(frames.arrays()) if frames is not None else {}
+    return Outcome(summary, arrays, learned if chosen else None)
+
+
+def _judged(task: Task, folder: Path, store: Store, candidates: _Candidates) -> Judged:
+    """Return (n,) the novelty of each candidate, which to take, and what the next round goes on from."""
+    p = task.params
+    if p["novelty"] == "uq":
+        return *_uncertain(load_models(store, p["models"]), candidates, p["size"]), None
+    if p["novelty"] == "rematch":
+        return *_unmatched(task, folder, store, candidates), None
+    if p["novelty"] == "rnd_stream":
+        return _continued(task, folder, store, candidates)
+    return *_unlike(task, folder, store, candidates), None
 
 
 def _kept(store: Store, segments: Sequence[str]) -> Frames:
@@ -167,26 +188,84 @@ def _uncertain(models: Sequence[Model], candidates: _Candidates, size: int) -> t
     return scores, [int(order[k]) for k in uncertainty.thin(scores[order], features[order], size)]
 
 
-def _unlike(task: Task, folder: Path, store: Store, candidates: _Candidates, size: int) -> tuple[Array, list[int]]:
+def _unlike(task: Task, folder: Path, store: Store, candidates: _Candidates) -> tuple[Array, list[int]]:
     """Return (n,) the novelty of each candidate and which to take, by random network distillation.
 
     g is trained on the training set first, then on each frame as it is taken.
     """
     p = task.params
-    known = [describe(task, folder, block) for block in store.collect("sample", p["trained_on"])]
+    known = _sound(np.concatenate([describe(task, folder, b) for b in store.collect("sample", p["trained_on"])]))[1]
     fresh = np.concatenate([describe(task, folder, block) for block in candidates.blocks])
+    rows, found = _sound(fresh)
     moments = Moments(fresh.shape[1])
-    for part in [*known, fresh]:
+    for part in (known, found):
         moments.add(part)
-    learnt, z = moments.stretch(np.concatenate(known)), moments.stretch(fresh)
+    learnt, z = moments.stretch(known), moments.stretch(found)
     networks = Distillation(z.shape[1], p["seed"])
     for _ in range(max(1, len(learnt) // networks.batch)):
         networks.fit(learnt)
     first = novelty = networks.novelty(z)
     taken: list[int] = []
-    while len(taken) < min(size, len(z)):
+    while len(taken) < min(p["size"], len(z)):
         row = int(np.argmax(np.where(np.isin(np.arange(len(z)), taken), -np.inf, novelty)))
         taken.append(row)
         networks.fit(np.concatenate([learnt, z[taken]]))
         novelty = networks.novelty(z)
-    return first, taken
+    return _spread(first, rows, len(fresh)), [int(rows[k]) for k in taken]
+
+
+def _continued(task: Task, folder: Path, store: Store, candidates: _Candidates) -> Judged:
+    """Return (n,) the novelty of each candidate when it came, which to take, and what was learned.
+
+    The stream of the selection goes on, block by block: its networks know all frames that were chosen from the pool,
+    and those of the rounds before. What the pool had left over is no candidate any more.
+    """
+    p = task.params
+    state = store.checkpoint(p["stream"])
+    state |= {name: state[name][:0] for name in ("candidates", "candidate_ids")}
+    selector = RNDStream(len(state["final"]) + p["size"], p["seed"], p["candidates"], early=0.0)
+    selector.load(state)
+    scores, first = [], 0
+    for block in candidates.blocks:
+        rows = np.arange(first, first + len(block))
+        found = describe(task, folder, block)
+        scores.append(selector.offer(Batch(np.zeros(len(rows)), rows, descriptors=found)).scores)
+        first += len(block)
+    return np.concatenate(scores), [row for _, row in selector.finish().chosen], selector.state()
+
+
+def _unmatched(task: Task, folder: Path, store: Store, candidates: _Candidates) -> tuple[Array, list[int]]:
+    """Return (n,) the REMatch distance of each candidate to the nearest frame of the training set, and which to take.
+
+    Those that are farthest, from the training set and from those that were taken.
+    """
+    from dscribe.kernels import REMatchKernel
+
+    p = task.params
+    kernel = REMatchKernel(alpha=p["gamma"], metric="linear", normalize_kernel=True)
+    blocks = store.collect("sample", p["trained_on"])
+    known = [atoms for block in blocks for atoms in _sound(environments(task, folder, block))[1]]
+    fresh = np.concatenate([environments(task, folder, block) for block in candidates.blocks])
+    rows, sound = _sound(fresh)
+    found = list(sound)
+    if not found:
+        return _spread(np.zeros(0), rows, len(fresh)), []
+    first = away = rematch_distances(kernel, found, known).min(axis=1)
+    taken: list[int] = []
+    while len(taken) < min(p["size"], len(found)):
+        taken.append(int(np.argmax(np.where(np.isin(np.arange(len(found)), taken), -np.inf, away))))
+        away = np.minimum(away, rematch_distances(kernel, found, [found[taken[-1]]])[:, 0])
+    return _spread(first, rows, len(fresh)), [int(rows[k]) for k in taken]
+
+
+def _sound(described: Array) -> tuple[Array, Array]:
+    """Return which frames could be described, and the descriptions of those."""
+    rows = np.flatnonzero(np.isfinite(described).reshape(len(described), -1).all(axis=1))
+    return rows, described[rows]
+
+
+def _spread(values: Array, rows: Array, n: int) -> Array:
+    """Return (n,) values at their rows; NaN for a frame that could not be described, and is not chosen."""
+    found = np.full(n, np.nan)
+    found[rows] = values
+    return found

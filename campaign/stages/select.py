@@ -208,6 +208,8 @@ class Select:
             return
         if mine:
             self.stream.append(record["task"])
+            if self.measures_novelty and record["result"]["finished"]:
+                board.stream = record["task"]
         result = record["result"]
         chosen.chosen += result["chosen"]
         chosen.refused += result["refused"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,9 @@ def stream(task: Task, store: Store, folder: Path) -> Outcome:
         last = selector.finish()
         for name in selector.needs & set(REQUIRED) if not last.chosen else ():
             raise _lacking(p["method"], name, "no frame that is not refused has them")
-        return _outcome(last, [], finished=True)
+        outcome = _outcome(last, [], finished=True)
+        # what it has learned may be gone on from (``learn``)
+        return replace(outcome, checkpoint=selector.state()) if selector.measures_novelty else outcome
     frames = store.frames("sample", inputs[0])
     offer, seen, refused = _offer(task, frames, selector, folder)
     outcome = _outcome(offer, refused, finished=False)
@@ -186,8 +189,7 @@ def _batch(task: Task, shard: Frames, rows: Array, needs: frozenset[str], specie
         kind = _descriptor(tuple(species), p["seed"], **p["representation"])
         columns["descriptors"] = _described(frames, kind, (kind.dimension,))
     if "environments" in needs:
-        soap = _descriptor(tuple(species), 0, model="soap", pooling="mean", **p["environments"])
-        columns["environments"] = _described(frames, soap.atoms, (frames.n_atoms, soap.width))
+        columns["environments"] = _environments(task, frames, species)
     if "time" in needs:
         entry, start, step, length = p["times"]
         _, first, walker = np.unique(shard.walker, return_index=True, return_inverse=True)
@@ -227,6 +229,16 @@ def describe(task: Task, folder: Path, frames: Frames) -> Array:
     """Return (n, d) the descriptors of frames, as a task's ``representation`` says; NaN where there are none."""
     kind = _descriptor(tuple(_species(task, folder)), task.params["seed"], **task.params["representation"])
     return _described(frames, kind, (kind.dimension,))
+
+
+def environments(task: Task, folder: Path, frames: Frames) -> Array:
+    """Return (n, a, d) the SOAP environments of frames, as a task's ``environments`` says; NaN where there are none."""
+    return _environments(task, frames, _species(task, folder))
+
+
+def _environments(task: Task, frames: Frames, species: list[int]) -> Array:
+    soap = _descriptor(tuple(species), 0, model="soap", pooling="mean", **task.params["environments"])
+    return _described(frames, soap.atoms, (frames.n_atoms, soap.width))
 
 
 @lru_cache(maxsize=4)

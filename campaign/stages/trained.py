@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from campaign.engines.checkpoints import NAME, Execution, Trained
+from campaign.engines.checkpoints import NAME, Execution, Trained, WarmStart
 from campaign.engines.models import Model, build_model, train
 from campaign.errors import MachineFault
 from campaign.frames import Array, Frames
@@ -60,11 +60,13 @@ def train_watched(
     seed: int,
     folder: Path,
     execution: Execution,
+    start: WarmStart | None = None,
 ) -> tuple[Model, dict[str, Array], dict[str, Json]]:
     """Train one model; each epoch leaves a line in ``folder`` for the live view.
 
-    ``counted``, if it is not None, tells for each block (n, a) which atoms' forces count (``counted_of``). A training
-    that was killed is continued from ``execution.checkpoint``, which is to be removed once the result is published.
+    ``counted``, if it is not None, tells for each block (n, a) which atoms' forces count (``counted_of``); ``start`` is
+    what it goes on from in place of random weights (``warm_start``). A training that was killed is
+    continued from ``execution.checkpoint``, which is to be removed once the result is published.
 
     Returns
     -------
@@ -78,7 +80,7 @@ def train_watched(
             history.append(values)
             watch(values)
 
-        weights, summary = train(blocks, spec, seed, on_epoch, execution, counted)
+        weights, summary = train(blocks, spec, seed, on_epoch, execution, counted, start)
     return build_model(spec, weights), as_arrays(weights, history), {**summary, "model": spec}
 
 
@@ -165,6 +167,24 @@ def counted_of(store: Store, choices: Sequence[str], blocks: Sequence[Frames]) -
     return [np.stack([known.get(f, np.ones(b.n_atoms, dtype=bool)) for f in b.ids]) for b in blocks]
 
 
+def warm_start(store: Store, models: Sequence[str], labels: Sequence[str], blocks: Sequence[Frames]) -> WarmStart:
+    """Return what a training goes on from.
+
+    Parameters
+    ----------
+    store
+        The store.
+    models
+        Finished trainings, on all of the frames but some.
+    labels
+        The labels of those: the fresh ones.
+    blocks
+        All frames.
+    """
+    fresh = {f for b in store.collect("label", [f"{task}:0" for task in labels]) for f in b.ids}
+    return WarmStart([weights_of(store, m) for m in models], [np.array([f in fresh for f in b.ids]) for b in blocks])
+
+
 def load_models(store: Store, tasks: Sequence[str], stage: str = "train") -> list[Model]:
     """Return finished models from the store."""
     return [load_model(store, task, stage) for task in tasks]
@@ -172,10 +192,14 @@ def load_models(store: Store, tasks: Sequence[str], stage: str = "train") -> lis
 
 def load_model(store: Store, task: str, stage: str = "train") -> Model:
     """Return one finished model from the store."""
-    arrays = store.arrays(stage, task)
-    weights = {k.removeprefix(WEIGHTS): v for k, v in arrays.items() if k.startswith(WEIGHTS)}
     summary: dict[str, Json] = store.locate(stage, task).record["result"]
-    return build_model(summary["model"], weights)
+    return build_model(summary["model"], weights_of(store, task, stage))
+
+
+def weights_of(store: Store, task: str, stage: str = "train") -> dict[str, Array]:
+    """Return the weights of one finished model: arrays, in which nothing can be executed."""
+    arrays = store.arrays(stage, task)
+    return {k.removeprefix(WEIGHTS): v for k, v in arrays.items() if k.startswith(WEIGHTS)}
 
 
 def export_model(model: Model, path: Path) -> None:

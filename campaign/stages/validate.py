@@ -60,7 +60,12 @@ class Validate:
     def plan(self, board: Board) -> Iterator[Task]:
         """Yield the tests that became possible."""
         main = board.training()
-        if main is None or board.learning:
+        if main is None:
+            return
+        if board.learning:  # which models are tested is not known yet; the reference does not depend on them
+            for what in dict.fromkeys(w for n in range(len(self._tests)) for w in self._runs_for(n)):
+                if what.startswith("reference"):
+                    yield from self._reference_run(what, main, board)
             return
         for number, test in enumerate(self._tests):
             if test.method == "errors":
@@ -135,7 +140,8 @@ class Validate:
         if not models:
             self._skipped.add(what)
             return
-        params = {"method": "stability", **self._chains[what].run.params(_start(board)), "models": models}
+        run = self._chains[what].run
+        params = {"method": "stability", **run.params(_start(board)), **run.guarded, "models": models}
         yield from self._run(what, Task("validate", "stability", params, (), VERSION, priority=3))
 
     def _reference_run(self, what: str, main: FrameSet, board: Board) -> Iterator[Task]:

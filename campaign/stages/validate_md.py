@@ -128,8 +128,9 @@ def _forces(task: Task, context: Context, store: Store, near: Frames) -> tuple[F
 def _limits(near: Frames, p: Mapping[str, Json]) -> Limits:
     from campaign.engines.guards import Limits
 
-    volume = criteria.VOLUME * float(near.volume.mean())
-    return Limits(criteria.CLOSEST, criteria.FORCE, volume, criteria.TEMPERATURE * p["temperature"])
+    guards = criteria.GUARDS | p.get("guards", {})
+    volume = guards["volume"] * float(near.volume.mean())
+    return Limits(guards["closest"], guards["force"], volume, guards["temperature"] * p["temperature"])
 
 
 def _unpacked(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from campaign.config.learning import Guards
 from campaign.science.blocks import settled, whole
 from campaign.science.transport import TooShort
 from campaign.science.transport import plan as lay_out
@@ -16,6 +17,9 @@ from campaign.tasks import Json, Task
 
 #: What a run is; ``segment`` only says how it is cut.
 KEYS = ("ensemble", "temperature", "pressure", "time", "timestep", "every")
+
+#: What no run with a model may do.
+USUAL: dict[str, Json] = Guards().model_dump(mode="json")
 
 #: Tests that need no run of the reference potential beside the model's.
 ALONE = ("stability", "rerun")
@@ -28,7 +32,7 @@ class Run:
     Attributes
     ----------
     spec
-        ``KEYS`` and ``segment``, as in the campaign file.
+        ``KEYS`` and ``segment``, as in the campaign file, and the ``guards`` of a test of stability.
     seed
         Of the velocities: the campaign's, the first test that asks, and which of its runs.
     """
@@ -48,8 +52,14 @@ class Run:
         return -(-self.frames // int(self.spec["segment"]))
 
     def params(self, start: list[str]) -> dict[str, Json]:
-        """Return what decides the frames, with those that it may start from."""
+        """Return what decides the frames of a run with the reference, with those that it may start from."""
         return {**{k: self.spec[k] for k in KEYS}, "seed": list(self.seed), "start": start}
+
+    @property
+    def guarded(self) -> dict[str, Json]:
+        """The ``guards`` of a run with the model, where a test asks for others than the usual ones."""
+        guards = self.spec.get("guards", USUAL)
+        return {} if guards == USUAL else {"guards": guards}
 
 
 def runs_of(tests: Sequence[Any], seed: int) -> tuple[list[Run], dict[int, list[int]]]:
@@ -73,6 +83,7 @@ def runs_of(tests: Sequence[Any], seed: int) -> tuple[list[Run], dict[int, list[
             if key not in known:
                 known[key] = len(runs)
                 runs.append(Run(spec, (seed, number, k) if k else (seed, number)))
+            runs[known[key]].spec.update({n: spec[n] for n in ("guards",) if n in spec})
             needs[number] = [known[key]] if k == 0 else [*needs[number], known[key]]
         if test.method == "stability":
             before = needs[number]
@@ -87,7 +98,8 @@ def _described(test: Any) -> Iterator[dict[str, Json]]:
             mine = {"ensemble": "npt", "temperature": temperature}
             yield mine | {k: getattr(test, k) for k in keys if k not in mine}
     elif getattr(test, "temperature", None) is not None:
-        yield {k: getattr(test, k) for k in keys}
+        guards = getattr(test, "guards", None)
+        yield {k: getattr(test, k) for k in keys} | ({"guards": guards.model_dump(mode="json")} if guards else {})
 
 
 def too_short(tests: Sequence[Any], seed: int) -> Iterator[tuple[int, float, float]]:

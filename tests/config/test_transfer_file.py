@@ -85,6 +85,11 @@ def test_factors(folder: Path, written: str) -> None:
 
 
 WRONG = {
+    "a stream to learn on from": (
+        ("{model: schnet}", "{model: schnet}\nlearn: {novelty: rnd_stream, md: {temperature: 9, time: 1}}"),
+        "12: learn.novelty: this goes on from what the selection's networks have learned, got no 'select'",
+        "write 'novelty: rnd'",
+    ),
     "no species": (
         ("  species: {Ni: Al}\n", ""),
         "6: transfer.species: this key is missing",

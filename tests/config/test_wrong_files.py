@@ -150,6 +150,52 @@ CASES = {
         "members: 1",
         "write 'members: 2'",
     ),
+    "a stream that there is not": Wrong(
+        "rnd_stream, size: 32}\nlabel: {engine: lammps}",
+        "fps, size: 32}\nlabel: {engine: lammps}\nlearn: {novelty: rnd_stream, md: {temperature: 9, time: 1}}",
+        16,
+        "learn.novelty",
+        "select.method: fps",
+        "write 'novelty: rnd'",
+    ),
+    "a stream that was distilled": Wrong(
+        "label: {engine: lammps}",
+        "distill: {method: uq}\nlabel: {engine: lammps}\nlearn: {novelty: rnd_stream, md: {temperature: 9, time: 1}}",
+        17,
+        "learn.novelty",
+        "distill",
+        "write 'novelty: rnd'",
+    ),
+    "length of what does not go on": Wrong(
+        "train: {model: schnet, members: 2}",
+        "train: {model: schnet, members: 2}\nlearn: {warm_start: false, epochs: 9, md: {temperature: 9, time: 1}}",
+        17,
+        "learn.epochs",
+        "9",
+        "remove it, or 'warm_start: false'",
+    ),
+    "two lengths of what goes on": Wrong(
+        "train: {model: schnet, members: 2}",
+        "train: {model: schnet, members: 2}\nlearn: {steps: 99, epochs: 9, md: {temperature: 9, time: 1}}",
+        17,
+        "learn.steps",
+        "99",
+        "remove one of them",
+    ),
+    "guard of nve": Wrong(
+        "time: 5}", "time: 5, guards: {energy: 0.1}}", 19, "validate[1].guards.energy", "0.1", "remove it"
+    ),
+    "guard that is none": Wrong(
+        "time: 5}", "time: 5, guards: {volumes: 2}}", 19, "validate[1].guards.volumes", "2", "'volume'"
+    ),
+    "a run with two guards": Wrong(
+        "time: 5}",
+        "time: 5, guards: {volume: 3}}\n  - {method: stability, temperature: 1400, time: 5}",
+        20,
+        "validate[2].method",
+        "the usual ones",
+        "the same guards in both",
+    ),
     "method of later": Wrong(
         "method: rnd_stream", "method: uq", 14, "select.method", "'uq'", "not available in campaign"
     ),
@@ -478,6 +524,28 @@ def test_a_selector_whose_package_is_missing(
         f"14: select.method: this selector is done by {package}, which is not installed, got {method}; "
         "run pip install 'campaign[select]', or choose another method"
     )
+
+
+def test_what_learning_needs_and_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = "learn: {novelty: rematch, md: {temperature: 9, time: 1}}\nvalidate:"
+    stream = learn.replace("rematch", "rnd_stream")
+    for good in (learn, stream):
+        (folder / "good.yaml").write_text(GOOD.replace("validate:", good))
+        assert load_campaign(folder / "good.yaml").spec.learn.warm_start is None
+    monkeypatch.setattr("campaign.config.learning_checks.find_spec", lambda name: None)
+    (problem,) = problems_of(folder, GOOD.replace("validate:", learn))
+    assert problem.startswith("17: learn.novelty: REMatch distances are computed by dscribe, which is not installed")
+
+
+def test_a_fit_goes_on_from_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: name)
+    text = GOOD.replace("schnet, members: 2}", "gap, members: 2}\nlearn: {KEYS, md: {temperature: 9, time: 1}}")
+    (problem,) = problems_of(folder, text.replace("KEYS", "warm_start: true"))
+    assert problem.startswith("17: learn.warm_start: a model of gap is fitted at once")
+    assert "write 'model: schnet'" in problem
+    (problem,) = problems_of(folder, text.replace("KEYS", "rate: 0.1"))
+    assert problem.startswith("17: learn.rate: this is of members that go on")
+    assert problem.endswith("; remove it")
 
 
 def test_aliases_do_not_explode(folder: Path) -> None:

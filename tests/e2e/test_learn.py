@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,20 +22,23 @@ seed: 4
 system:
   structure: {{prototype: fcc, elements: [Ar], a: 5.3, supercell: [2, 2, 2]}}
 sample: [{{method: fake, walkers: 1, frames: 20, segment: 10}}]
-select: {{method: random, size: 6}}
+select: {{method: {select}, size: 6}}
 label: {{engine: fake}}
 train: {{model: fake, members: 2}}
 learn:
   rounds: 3
   size: 3
-  novelty: rnd
+  novelty: {novelty}
+  max_force: {force}
   md: {{ensemble: nvt, temperature: 40, time: 0.4, every: 20, walkers: 2, segment: 6, guards: {guards}}}
 """
 
 
-def go(folder: Path, guards: str) -> tuple[Path, dict[str, object]]:
+def go(
+    folder: Path, guards: str, select: str = "random", novelty: str = "rnd", force: float = 30
+) -> tuple[Path, dict[str, object]]:
     file = folder / "toy.yaml"
-    file.write_text(TOY.format(guards=guards))
+    file.write_text(TOY.format(guards=guards, select=select, novelty=novelty, force=force))
     path = folder / "run"
     return path, run(load_campaign(file), load_site("local"), path, Options(inline=True))
 
@@ -73,3 +77,49 @@ def test_what_a_model_fails_at_is_labelled_and_trained_on_round_after_round(tmp_
     go(tmp_path, "{temperature: 0.3}")
     assert [r["task"] for r in read_ledger(path / "ledger.jsonl")] == done  # nothing is run again
     assert status_of(path)["stages"]["learn"]["state"] == "done"
+
+
+def test_the_models_of_a_round_go_on_from_those_of_the_round_before(tmp_path: Path) -> None:
+    path, status = go(tmp_path, "{temperature: 0.3}")
+    flow, _ = survey(path)
+    store = Store(path / "run.zarr")
+    off = [
+        [float(store.arrays("train", task)["weights.scale"][0]) - 1.0 for task in flow.board.models[name]]
+        for name in ("random", "learn-1", "learn-2")
+    ]
+    assert off[0][0] != off[0][1]
+    for before, after in pairwise(off):
+        assert after == pytest.approx([0.5 * x for x in before], rel=1e-9)  # what a toy makes of an earlier model
+    assert status["stages"]["train"] == {"state": "done", "done": 6, "total": 6, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("select", "novelty"),
+    [("rnd_stream", "rnd_stream"), pytest.param("random", "rematch", marks=pytest.mark.requires("dscribe"))],
+)
+def test_novelty_by_the_stream_of_the_selection_and_by_rematch(tmp_path: Path, select: str, novelty: str) -> None:
+    path, status = go(tmp_path, "{temperature: 0.3}", select, novelty)
+    assert status["state"] == "done"
+    rounds = json.loads((path / "learning.json").read_text())["rounds"]
+    assert [r["frames"] for r in rounds] == [6, 9, 12]
+    assert all(r["novelty"][0] >= r["novelty"][1] > 0 for r in rounds)
+    done = [r["task"] for r in read_ledger(path / "ledger.jsonl")]
+    go(tmp_path, "{temperature: 0.3}", select, novelty)  # packed meanwhile: what the stream learned is still there
+    assert [r["task"] for r in read_ledger(path / "ledger.jsonl")] == done
+    again = tmp_path / "again"
+    again.mkdir()
+    file = tmp_path / "toy.yaml"
+    loaded, site = load_campaign(file), load_site("local")
+    run(loaded, site, again / "run", Options(until="train", inline=True))  # selected, packed, and only then learned
+    run(loaded, site, again / "run", Options(inline=True))
+    other = json.loads((again / "run" / "learning.json").read_text())["rounds"]
+    assert [r["sources"] for r in other] == [r["sources"] for r in rounds]
+
+
+def test_frames_that_the_bounds_refuse_are_counted(tmp_path: Path) -> None:
+    path, status = go(tmp_path, "{temperature: 0.3}", force=1e-9)
+    assert status["notes"] == ["learn: 2 of 2 walkers failed in round 1, and no frame is fit to be added"]
+    (only,) = json.loads((path / "learning.json").read_text())["rounds"]
+    assert only["refused"] == len(only["refusals"]) == status["refused"] > 0
+    assert "a force of" in only["refusals"][0]["reason"]
+    assert status_of(path)["refused"] == status["refused"]

@@ -8,13 +8,10 @@ from ase.build import bulk
 
 from campaign.frames import Frames
 from campaign.science.criteria import (
-    CLOSEST,
     ENERGY_DRIFT,
     ENERGY_NOISE,
-    FORCE,
-    TEMPERATURE,
+    GUARDS,
     TEMPERATURE_DRIFT,
-    VOLUME,
     fitted_change,
     judge,
 )
@@ -72,13 +69,13 @@ def test_a_collapsed_pair_is_found_at_its_frame():
     first = {"time": pytest.approx(1.4), "criterion": "closest pair", "frame": frames.ids[13], "step": 700}
     assert result["first_bad"] == first
     worst = next(c for c in result["criteria"] if c["name"] == "closest pair")
-    assert worst["worst"] < CLOSEST == worst["limit"]
+    assert worst["worst"] < GUARDS["closest"] == worst["limit"]
 
 
 def test_a_large_force_is_found_whatever_its_direction():
     frames, kinetic, start = run()
     forces = frames.forces.copy()
-    forces[4, 7] = FORCE / np.sqrt(3) * 1.01 * np.array([1, -1, 1])  # no component alone is over the limit
+    forces[4, 7] = GUARDS["force"] / np.sqrt(3) * 1.01 * np.array([1, -1, 1])  # no component alone is over the limit
     result = judge(frames.with_(forces=forces), kinetic, start, ASKED)
     assert broken(result) == {"largest force"}
     assert result["first_bad"]["frame"] == frames.ids[4]
@@ -86,17 +83,37 @@ def test_a_large_force_is_found_whatever_its_direction():
 
 def test_a_cell_grown_by_half_is_found():
     frames, kinetic, start = run()
-    scale = np.linspace(1, (VOLUME * 1.02) ** (1 / 3), N)[:, None, None]
+    scale = np.linspace(1, (GUARDS["volume"] * 1.02) ** (1 / 3), N)[:, None, None]
     grown = frames.with_(cell=frames.cell * scale, positions=frames.positions * scale)
     result = judge(grown, kinetic, start, ASKED)
     assert broken(result) == {"volume"}
     assert result["first_bad"]["frame"] == frames.ids[N - 1]
 
 
+def test_what_is_asked_takes_the_place_of_the_usual_limits():
+    frames, kinetic, start = run()
+    scale = np.linspace(1, 1.8 ** (1 / 3), N)[:, None, None]
+    grown = frames.with_(cell=frames.cell * scale, positions=frames.positions * scale)
+    wide = judge(grown, kinetic, start, ASKED | {"guards": GUARDS | {"volume": 2.0}})
+    assert "volume" not in broken(wide)
+    assert next(c for c in wide["criteria"] if c["name"] == "volume")["limit"] == 2.0
+    narrow = {"closest": 1.5, "force": 1e-3, "volume": 0.5, "temperature": 0.5}
+    assert {"closest pair", "largest force", "volume", "temperature"} <= broken(
+        judge(frames, kinetic, start, ASKED | {"guards": narrow})
+    )
+
+
+def test_the_usual_limits_are_those_of_the_campaign_file():
+    from campaign.config.learning import Guards
+
+    usual = Guards().model_dump()
+    assert {name: usual[name] for name in GUARDS} == GUARDS
+
+
 def test_a_hot_frame_and_a_warm_half_are_two_things():
     frames, kinetic, start = run()
     hot = kinetic.copy()
-    hot[3] = 300 * TEMPERATURE * 1.01
+    hot[3] = 300 * GUARDS["temperature"] * 1.01
     assert broken(judge(frames, hot, start, ASKED)) == {"temperature"}
     warm = kinetic.copy()
     limits = {c["name"]: c["limit"] for c in judge(frames, kinetic, start, ASKED)["criteria"]}

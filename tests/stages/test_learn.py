@@ -11,9 +11,12 @@ from campaign.errors import EngineError
 from campaign.flow import TooManyFailures
 from campaign.frames import Frames
 from campaign.science.refusals import Limits
+from campaign.science.rnd import RNDStream
+from campaign.science.selection import Batch
 from campaign.stages import learning
 from campaign.stages.learn import Learn
 from campaign.stages.sample_md import BEFORE
+from campaign.stages.selecting import describe
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
 
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 LEARN = {"rounds": 3, "size": 2, "md": {"temperature": 100, "time": 1, "every": 50, "walkers": 2, "segment": 6}}
 LIMITS = {"min_distance": 0.5, "max_force": 30.0, "energy": None, "volume": None}
+REPRESENTATION = {"model": "schnet", "features": 16, "interactions": 2, "cutoff": 5.0}
 
 
 def stage_of(flow):
@@ -80,6 +84,26 @@ def test_a_driver_that_is_killed_goes_on_in_the_middle_of_a_round(drive, campaig
         assert sorted(done) == sorted(first.order)
         assert len(set(done)) == len(done)
         assert stage_of(flow).rounds == stage_of(whole).rounds
+
+
+def test_a_walker_does_not_wait_for_the_others_before_its_round_ends(drive, campaign, made_up, board, settle):
+    spec = campaign(learn=LEARN)
+    flow, _, _ = drive(made_up(), spec=spec)
+    stage, first = Learn(spec), next(s for s in flow.board.sets.values() if s.train)
+    board.sets, board.models, board.trained = {first.name: first}, flow.board.models, {first.name}
+    one, other = stage.plan(board)
+    settle(stage, board, one, result={"frames": 6})
+    (again,) = stage.plan(board)
+    assert again.inputs == (one.id,)
+    assert list(stage.plan(board)) == []
+    assert stage.total(board) == 5  # two segments of each, and the choice
+    settle(stage, board, other, result={"frames": 2, "ended": {"1": "It exploded."}})
+    assert list(stage.plan(board)) == []
+    settle(stage, board, again, result={"frames": 4})
+    (choice,) = stage.plan(board)
+    assert stage.total(board) == 4
+    assert choice.params["method"] == "novel"
+    assert [len(walker[1]) for walker in choice.params["walkers"]] == [2, 1]
 
 
 def test_walkers_of_a_round_are_driven_by_the_members_in_turn_and_go_on_where_they_ended(drive, campaign, made_up):
@@ -158,7 +182,7 @@ def round_of(tmp_path, argon):
             "trained_on": [f"{pool}:{k}" for k in range(12)],
             "species": ["Ar"],
             "structure": None,
-            "representation": {"model": "schnet", "features": 16, "interactions": 2, "cutoff": 5.0},
+            "representation": REPRESENTATION,
         }
         task = Task("sample", "learn 1/choose", params | changes)
         return task, learning.choose(task, Context(tmp_path), store), (calm, failed)
@@ -193,6 +217,86 @@ def test_nothing_is_added_where_every_walker_survived_or_the_rounds_are_spent(ro
     assert calm_round.summary["frames"] == 0
     assert calm_round.summary["figures"]["failed"] == 0
     assert calm_round.summary["figures"]["novelty"][0] > 0
+
+
+def selection(folder, task):
+    """Publish what a selection of 6 of the 12 frames of the pool has learned; return its last task."""
+    store = Store(folder / "run.zarr")
+    (pool,) = store.collect("sample", task.params["trained_on"])
+    selector = RNDStream(6, task.params["seed"])
+    selector.offer(Batch(pool.task, pool.index, descriptors=describe(task, folder, pool)))
+    selector.finish()
+    last = Task("select", "finish", {"size": 6})
+    store.publish(new_record(last, 0), {}, selector.state())
+    return last.id
+
+
+def test_the_stream_of_the_selection_goes_on_from_round_to_round(tmp_path, round_of):
+    stream = selection(tmp_path, round_of()[0])
+    task, first, (_, failed) = round_of(novelty="rnd_stream", stream=stream, candidates=8.0)
+    assert {(s["task"], s["step"]) for s in first.summary["source"]} == {(failed, 8), (failed, 9)}
+    assert "unlike all that was chosen before" in first.summary["why"][0]
+    assert len(first.checkpoint["final"]) == 6 + 2
+    store = Store(tmp_path / "run.zarr")
+    store.publish(new_record(task, 0), first.arrays, first.checkpoint)
+    _, second, _ = round_of(round=2, novelty="rnd_stream", stream=task.id, candidates=8.0)
+    assert len(second.checkpoint["final"]) == 6 + 2 + 2
+    largest = [outcome.summary["figures"]["novelty"][0] for outcome in (first, second)]
+    assert largest[1] < 0.5 * largest[0]  # the same frames once more: they are known by now
+    _, calm, _ = round_of(novelty="rnd_stream", stream=stream, candidates=8.0, last=True)
+    assert calm.checkpoint is None
+
+
+@pytest.mark.requires("dscribe")
+def test_frames_far_from_the_training_set_by_rematch_are_added(round_of):
+    environments = {"cutoff": 5.0, "n_max": 3, "l_max": 2, "sigma": 0.5}
+    _, outcome, (_, failed) = round_of(novelty="rematch", environments=environments, gamma=0.1)
+    assert {(s["task"], s["step"]) for s in outcome.summary["source"]} == {(failed, 8), (failed, 9)}
+    largest, median = outcome.summary["figures"]["novelty"]
+    assert 0 < median < 0.5 * largest < 0.5 * np.sqrt(2)
+    assert "by REMatch" in outcome.summary["why"][0]
+
+
+@pytest.mark.parametrize(
+    "novelty", ["rnd", "rnd_stream", pytest.param("rematch", marks=pytest.mark.requires("dscribe"))]
+)
+def test_a_frame_that_cannot_be_described_is_passed_over(tmp_path, round_of, monkeypatch, novelty):
+    more = {"environments": {"cutoff": 5.0, "n_max": 3, "l_max": 2, "sigma": 0.5}, "gamma": 0.1, "candidates": 8.0}
+    stream = selection(tmp_path, round_of()[0])
+
+    def lame(name):
+        whole = getattr(learning, name)
+
+        def described(task, folder, frames):
+            found = whole(task, folder, frames)
+            found[frames.step == 9] = np.nan
+            return found
+
+        monkeypatch.setattr(learning, name, described)
+
+    lame("describe")
+    lame("environments")
+    _, outcome, _ = round_of(novelty=novelty, stream=stream, size=30, **more)
+    assert len(outcome.summary["source"]) == 18  # of 20 sound ones: the walker that held had a step 9 too
+    assert all(s["step"] != 9 for s in outcome.summary["source"])
+
+
+@pytest.mark.parametrize("salt", [0, 1])
+def test_each_round_goes_on_from_what_the_stream_learned_last(drive, campaign, made_up, salt):
+    spec = campaign(learn=LEARN | {"novelty": "rnd_stream"}, seed=salt)
+    seen = []
+
+    class Kept(made_up):
+        def submit(self, task, context):
+            seen.append(task)
+            super().submit(task, context)
+
+    flow, _, _ = drive(Kept(), spec=spec)
+    chosen = [t for t in seen if t.params.get("method") == "novel"]
+    assert len(chosen) >= 2
+    finish = next(t for t in seen if t.name == "rnd_stream/finish")
+    assert [t.params["stream"] for t in chosen] == [finish.id, *(t.id for t in chosen[:-1])]
+    assert flow.board.stream == finish.id
 
 
 class Member:

@@ -111,6 +111,104 @@ def test_what_a_model_is_trained_on_does_not_make_it_another_model(campaign, boa
     }
 
 
+LEARN = {"md": {"temperature": 100, "time": 1}}
+
+
+def grown(board, main, fresh, labels):
+    """Put a set and one that grew from it on the board, all labelled but for those without a label."""
+    board.sets = {
+        "main": FrameSet("main", 2, True, main, closed=True),
+        "learn-1": FrameSet("learn-1", 3, True, [*main, *fresh], closed=True, grown="main"),
+    }
+    board.labels = labels
+
+
+def first_set(stage, board, settle, states=("done", "done")):
+    """Train the first of two sets; return its tasks."""
+    last = board.sets.pop("learn-1")
+    tasks = list(stage.plan(board))
+    for task, state in zip(tasks, states, strict=True):
+        settle(stage, board, task, state)
+    board.sets["learn-1"] = last
+    return tasks
+
+
+def test_members_of_a_set_that_grew_go_on_from_the_same_members_of_the_set_before(campaign, board, settle):
+    grown(board, [A], [B, C], {A: "la", B: "lb", C: "lc"})
+    board.sets["main"].counted = board.sets["learn-1"].counted = ["c0"]
+    stage = Train(campaign(train={"model": "painn", "members": 2, "epochs": 15}, learn=LEARN))
+    before = first_set(stage, board, settle)
+    tasks = list(stage.plan(board))
+    assert [t.name for t in tasks] == ["learn-1/0", "learn-1/1"]
+    assert [t.inputs for t in tasks] == [("la", "lb", "lc", "c0", t.id) for t in before]
+    assert {(t.params["start"], t.params["fresh"], t.params["choices"], t.params["epochs"]) for t in tasks} == {
+        (1, 2, 1, 8)
+    }
+    assert before[0].params["epochs"] == 15
+
+
+@pytest.mark.parametrize(
+    ("learn", "expected"),
+    [
+        ({}, {"epochs": 100, "rate": 1e-4}),
+        ({"epochs": 7, "rate": 2e-4}, {"epochs": 7, "rate": 2e-4}),
+        ({"steps": 99}, {"epochs": 100, "steps": 99, "rate": 1e-4}),
+        ({"warm_start": False}, {"epochs": 200, "rate": 1e-3}),
+    ],
+)
+def test_how_long_they_go_on(campaign, board, settle, learn, expected):
+    grown(board, [A], [B], {A: "la", B: "lb"})
+    stage = Train(campaign(train={"model": "painn", "members": 2}, learn=LEARN | learn))
+    first_set(stage, board, settle)
+    task = next(stage.plan(board))
+    assert {k: v for k, v in task.params.items() if k in ("epochs", "steps", "rate")} == expected
+    assert ("start" in task.params) == ("warm_start" not in learn)
+
+
+def test_a_member_whose_training_failed_is_trained_anew(campaign, board, settle):
+    grown(board, [A], [B], {A: "la", B: "lb"})
+    stage = Train(campaign(train=together(), learn=LEARN))
+    last = board.sets.pop("learn-1")
+    (whole,) = stage.plan(board)
+    settle(stage, board, whole, "quarantined")
+    before = list(stage.plan(board))
+    for task, state in zip(before, ("done", "quarantined", "done"), strict=True):
+        settle(stage, board, task, state)
+    board.sets["learn-1"] = last
+    tasks = list(stage.plan(board))  # not together: they do not begin alike
+    assert [t.inputs for t in tasks] == [("la", "lb", before[0].id), ("la", "lb"), ("la", "lb", before[2].id)]
+    assert [t.params["epochs"] for t in tasks] == [100, 200, 100]
+
+
+def test_members_that_go_on_together_have_all_that_they_go_on_from(campaign, board, settle):
+    grown(board, [A], [B], {A: "la", B: "lb"})
+    stage = Train(campaign(train=together(), learn=LEARN))
+    last = board.sets.pop("learn-1")
+    for _ in range(2):
+        before = list(stage.plan(board))
+        for task in before:
+            settle(stage, board, task)
+    board.sets["learn-1"] = last
+    (whole,) = stage.plan(board)
+    assert whole.inputs == ("la", "lb", *(t.id for t in before))
+    assert (whole.params["start"], whole.params["fresh"]) == (3, 1)
+    settle(stage, board, whole)
+    members = list(stage.plan(board))
+    assert [t.inputs for t in members] == [("la", "lb", t.id) for t in before]
+    for task in members:
+        settle(stage, board, task)
+    assert board.models["learn-1"] == [t.id for t in members]
+
+
+def test_where_no_label_of_a_round_came_the_models_are_those_of_the_round_before(campaign, board, settle):
+    grown(board, [A], [B], {A: "la", B: None})
+    stage = Train(campaign(learn=LEARN))
+    before = first_set(stage, board, settle)
+    assert list(stage.plan(board)) == []
+    assert board.models["learn-1"] == [t.id for t in before]
+    assert board.trained == {"main", "learn-1"}
+
+
 def together(**keys):
     return {"model": "schnet", "members": 3, "together": True, **keys}
 

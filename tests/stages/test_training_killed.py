@@ -60,6 +60,14 @@ def train_task(folder):
     return Task("train", "main/0", {**SPEC, "loss": LOSS, "seed": [1, 0]}, tuple(labels))
 
 
+def warm_task(folder):
+    """A training that goes on from one of the first five frames."""
+    task = train_task(folder)
+    first = Task("train", "main/0", task.params, task.inputs[:5])
+    assert do_task(first, Context(folder))["state"] == "done"
+    return Task("train", "learn-1/0", {**task.params, "start": 1, "fresh": 3}, (*task.inputs, first.id))
+
+
 def member_task(folder):
     store, shard = Store(folder / "run.zarr"), Task("sample", "given", {"frames": 8})
     frames = labelled().with_(task=np.full(8, shard.number, dtype="uint64"), index=np.arange(8))
@@ -88,7 +96,7 @@ def kill_after(folder, task, checkpoints_written):
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("make", [train_task, member_task])
+@pytest.mark.parametrize("make", [train_task, warm_task, member_task])
 def test_a_killed_worker_loses_nothing_of_a_training(tmp_path, make):
     found = {}
     for name in ("undisturbed", "killed"):

@@ -117,6 +117,55 @@ def test_a_run_is_a_chain_of_segments_and_a_verdict_on_all_of_them(campaign, rea
     assert stage.total(ready) == len(seen)
 
 
+def test_while_the_training_set_grows_the_reference_runs_alone_go_on(campaign, ready, settle):
+    ready.learning = True
+    stage = Validate(campaign(), {})
+    seen = run(stage, ready, settle)
+    assert {kind(t) for t in seen} == {"reference"}
+    assert not stage.finished(ready)
+    ready.learning = False
+    ready.sets["learn-1"] = FrameSet("learn-1", 3, True, [A, B], closed=True, grown="main")
+    ready.learned, ready.models["learn-1"] = "learn-1", ["l0", "l1"]
+    ready.trained.add("learn-1")
+    rest = run(stage, ready, settle)
+    assert "reference" not in {kind(t) for t in rest}  # they do not depend on what was learned
+    assert all(t.params["models"] == ["l0", "l1"] for t in rest if kind(t) == "stability")
+    assert stage.finished(ready)
+    everything = run(Validate(campaign(), {}), ready, settle)
+    assert {t.id for t in everything} == {t.id for t in seen + rest}
+
+
+def test_a_run_is_watched_as_its_test_of_stability_asks(campaign, ready, settle):
+    own = {"method": "rdf", "temperature": 100, "time": 1}
+    test = {"method": "stability", "temperature": 100, "time": 1}
+    usual = run(Validate(campaign(validate=[own, test]), {}), ready, settle)
+    guards = {"closest": 0.6, "force": 30.0, "volume": 3.0, "temperature": 2.0, "energy": 0.01}
+    wide = run(Validate(campaign(validate=[own, test | {"guards": {"volume": 3}}]), {}), ready, settle)
+    same = run(Validate(campaign(validate=[own, test | {"guards": {"volume": 1.5}}]), {}), ready, settle)
+    assert [t.id for t in same] == [t.id for t in usual]
+    assert [t.name for t in wide] == [t.name for t in usual]
+    for one, other in zip(usual, wide, strict=True):
+        if kind(one) == "stability":  # whichever test asked for the run first
+            assert other.params == one.params | {"guards": guards}
+        elif kind(one) == "reference":
+            assert other.id == one.id
+
+
+@pytest.mark.lammps
+def test_wider_guards_let_a_run_pass_and_are_in_its_verdict(toy, do):
+    _, frames, _, model = toy
+    start = {**DYNAMICS, "time": 1.0, "start": frames.ids[:2], "method": "stability", "models": [model(1.0)]}
+    guards = {"closest": 0.6, "force": 30.0, "volume": 1.5, "temperature": 2.0}
+    _, usual = do(start | {"guards": guards})
+    assert usual["pass"]
+    worst = {c["name"]: c["worst"] for c in usual["criteria"]}
+    _, narrow = do(start | {"guards": guards | {"force": 0.5 * worst["largest force"]}})
+    assert not narrow["pass"]
+    assert narrow["first_bad"]["criterion"] == "largest force"
+    (criterion,) = (c for c in narrow["criteria"] if c["name"] == "largest force")
+    assert criterion["limit"] == pytest.approx(0.5 * worst["largest force"])
+
+
 def test_a_run_that_fails_ends_there_and_is_judged(campaign, ready, settle):
     stage = Validate(campaign(validate=md_tests(10)[:2]), {})
     seen = []
