@@ -20,6 +20,7 @@ LAYERS = {
     "tasks": 0,
     "errors": 0,
     "leftovers": 0,
+    "interpreter": 0,
     "science": 1,
     "config": 1,
     "engines": 2,
@@ -190,6 +191,17 @@ def test_calls_that_must_not_be() -> None:
                 wrong.append(f"{where} without weights_only=True")
             if name in {"np.load", "numpy.load"} and getattr(given.get("allow_pickle"), "value", False) is not False:
                 wrong.append(f"{where} with allow_pickle")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modules_are_started_by_one_command() -> None:
+    """The one that imports nothing from the working directory."""
+    wrong = [
+        f"{name_of(path)}:{node.lineno}: starts a Python module; interpreter.module_command does"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == "-m" and name_of(path) != "interpreter.py"
+    ]
     assert not wrong, "\n".join(wrong)
 
 

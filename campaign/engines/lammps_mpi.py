@@ -23,6 +23,7 @@ from campaign.engines.dynamics import Segment, Start
 from campaign.engines.lammps_potential import PotentialLines
 from campaign.engines.walkers import Job, Stretch, Walker, run_walker
 from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
+from campaign.interpreter import module_command
 from campaign.tasks import Context, Task
 
 Array = npt.NDArray[Any]
@@ -71,7 +72,7 @@ def _launch(job: Job, launch: list[str], folder: Path) -> dict[int, Stretch]:
     _write_job(job, folder)
     ranks = str(job.ranks * len(job.walkers))
     command = [word.replace("{ranks}", ranks).replace("{node}", process.node()) for word in launch]
-    command += [sys.executable, "-m", "campaign.engines.lammps_mpi", str(folder)]
+    command += module_command("campaign.engines.lammps_mpi", str(folder))
     try:
         process.run(command, folder, environment=ONE_THREAD)
     except EngineError as error:  # of the launcher: only the ranks' own words tell of the calculation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 from campaign.engines import process
@@ -12,6 +11,7 @@ from campaign.engines.cp2k import command_of, environment_of
 from campaign.engines.cp2k_output import read_text
 from campaign.engines.lammps_mpi import ONE_THREAD
 from campaign.errors import CampaignError, EngineError
+from campaign.interpreter import module_command
 from campaign.tasks import Context, Json, Task
 
 #: Seconds that an engine may take to start: a launcher that cannot start ranks here often waits for ever.
@@ -49,7 +49,7 @@ def try_engine(engine: str, context: Context, ranks: int, folder: Path) -> dict[
 
 def _try_python(engine: str, context: Context, ranks: int, folder: Path) -> dict[str, Json]:
     words = [w.replace("{ranks}", str(ranks)).replace("{node}", process.node()) for w in context.launch[engine]]
-    command = [*words, sys.executable, "-m", "campaign.engines.launching"]
+    command = [*words, *module_command("campaign.engines.launching")]
     printed = process.run(command, folder, PATIENCE, ONE_THREAD)
     found = [json.loads(line[line.index("{") :]) for line in printed.splitlines() if line.rstrip().endswith("}")]
     if not found:

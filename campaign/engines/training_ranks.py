@@ -26,6 +26,7 @@ from campaign.engines.checkpoints import Execution, WarmStart
 from campaign.engines.schnetpack_steps import Alone
 from campaign.errors import CampaignError, EngineError, MachineFault
 from campaign.frames import LAYOUT, Array, Frames
+from campaign.interpreter import module_command
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,7 @@ def train(
     words = [word.replace("{ranks}", str(execution.processes)) for word in execution.launch]
     try:
         process.run(
-            [*words, sys.executable, "-m", "campaign.engines.training_ranks", str(folder)],
+            [*words, *module_command("campaign.engines.training_ranks", str(folder))],
             folder,
             environment=_ONE_THREAD,
         )

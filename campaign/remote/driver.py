@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.errors import InputError, StoreError
+from campaign.interpreter import module_command, safe_environment
 from campaign.store.rundir import holder
 from campaign.tasks import TOKEN_VARIABLE
 
@@ -93,7 +93,7 @@ def start(folder: Path, words: list[str]) -> int:
     with log.open("a", encoding="utf-8") as file:
         file.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}: campaign {' '.join(words)}\n")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    pid = start_detached([sys.executable, "-m", "campaign.cli", *words], folder, log, environment)
+    pid = start_detached(module_command("campaign.cli", *words), folder, log, safe_environment(environment))
     _write(folder / "driver.json", {"pid": pid, "host": socket.gethostname(), "since": time.time()})
     return pid
 

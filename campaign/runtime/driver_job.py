@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from campaign.config import Executor, Site
 from campaign.errors import InputError
+from campaign.interpreter import module_command
 
 #: Seconds before the end of its job at which the driver is told to end, and its next job is submitted; at most a
 #: quarter of the job.
@@ -56,7 +56,7 @@ def command_of(spec: Executor, words: Sequence[str], folder: Path) -> str:
         Where the command was given.
     """
     seconds = max(1, spec.seconds - min(WARNING, spec.seconds // 4))
-    campaign = shlex.join([sys.executable, "-m", "campaign.cli", *words])
+    campaign = shlex.join(module_command("campaign.cli", *words))
     again = "sbatch" if spec.provider == "slurm" else "qsub"
     options = "".join(
         f" {flag} {shlex.quote(str(spec.options[key]))}"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from campaign.interpreter import SAFE_PATH, module_command
 from campaign.leftovers import end_leftovers
 from campaign.runtime.patience import executor_class, give_up_late
 from campaign.runtime.providers import Ask, drain, provider
@@ -275,7 +276,7 @@ def executor(site: Site, name: str, token: str, ask: Ask | None = None) -> Any:
         cores_per_worker=spec.cores_per_worker,
         available_accelerators=accelerators(spec.gpus, site.workers_per_node(name)),
         prefetch_capacity=0,  # a task is handed out when a worker is free, so priorities count
-        interchange_launch_cmd=[sys.executable, "-m", "campaign.runtime.interchange"],
+        interchange_launch_cmd=module_command("campaign.runtime.interchange"),
         heartbeat_period=5,
         heartbeat_threshold=20,  # s; how long workers outlive a driver that was killed
         poll_period=10,  # ms
@@ -305,5 +306,5 @@ def _worker_init(site: Site, spec: Executor, token: str) -> str:
     lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         lines.append(f"export {name}={spec.cores_per_worker}")
-    lines.append(f"export {TOKEN_VARIABLE}={token} SPT_NOENV=1")
+    lines.append(f"export {TOKEN_VARIABLE}={token} SPT_NOENV=1 {SAFE_PATH}=1")
     return "\n".join(lines)

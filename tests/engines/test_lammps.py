@@ -500,7 +500,7 @@ def only_ranks(folder):
     deadline = time.time() + 20
     while time.time() < deadline:
         with contextlib.suppress(psutil.Error):
-            found = [p for p in ranks_of(folder) if p.cmdline()[1:3] == ["-m", "campaign.engines.lammps_mpi"]]
+            found = [p for p in ranks_of(folder) if p.cmdline()[1:4] == ["-P", "-m", "campaign.engines.lammps_mpi"]]
             if len(found) == 2 and all(sum(p.cpu_times()[:2]) > 1.0 for p in found):
                 return found
         time.sleep(0.05)

@@ -62,5 +62,5 @@ def test_the_job_ends_as_the_driver_does_and_follows_itself_when_its_time_is_up(
     done = subprocess.run(["bash", "-c", f"{lines}"], capture_output=True, text=True, env=environment)
     assert done.returncode == expected
     first, *rest = done.stdout.splitlines()
-    assert first == f"timeout --signal=TERM 1080 {sys.executable} -m campaign.cli run a file.yaml"
+    assert first == f"timeout --signal=TERM 1080 {sys.executable} -P -m campaign.cli run a file.yaml"
     assert rest == (["qsub -A me /run/logs/j"] if exit_code == 124 else [])
