@@ -122,7 +122,7 @@ def _look(loaded: Loaded[Campaign], spec: Transfer, survey: Survey, into: Path |
     """Look the source through."""
     got = show(spec.source)
     if spec.is_file:
-        path = find(spec.source, loaded.folder)
+        path = find(spec.source, loaded.folder, copied=False)
         if isinstance(path, Fault):
             raise _Wrong("from", path.what, path.got, path.remedy)
         try:

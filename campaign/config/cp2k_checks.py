@@ -12,7 +12,7 @@ from campaign.config.cp2k_electrons import fixed, spin_faults
 from campaign.config.cp2k_files import NO_BASIS, method_of, of_rung
 from campaign.config.cp2k_kinds import kinds_of, named_entries, serves_all
 from campaign.config.cp2k_template import Template, check, check_data, examine
-from campaign.config.data_files import Fault, find, structure
+from campaign.config.data_files import Fault, find, structure, taken
 from campaign.config.physics import View, structure_numbers
 from campaign.config.yaml_lines import Problem, show
 
@@ -47,6 +47,8 @@ def check_template(view: View, folder: Path) -> tuple[dict[str, Path], list[Prob
         return {}, problems
     beside = PurePosixPath(os.path.normpath(written)).parent
     files = {written: found, **{str(beside / name): path for name, path in template.data.items()}}
+    names = [fault for fault in map(taken, files) if fault is not None]
+    problems += [view.problem(PLACE, f"{f.what}, and this template names a file of that name", f.got, f.remedy) for f in names]
     if not faults:
         problems += _elements(view, folder, template)
         problems += _ladder(view, template)

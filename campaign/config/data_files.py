@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ FRAME_NOTES = "frame_files.json"
 
 #: What a run directory keeps of the set of another campaign that it transfers.
 TRANSFER_NOTE = "transfer.json"
+
+#: What a run directory has at its top for itself: data files are copied there by their own names, and take none of these.
+OWN = frozenset(
+    ("campaign.yaml", "site.yaml", "driver.lock", "ledger.jsonl", "run.zarr", "tasks", "models", "validation", "logs")
+    + ("report.html", "labels.json", "learning.json", "distillation.json", FRAME_NOTES, TRANSFER_NOTE)
+)
 
 _HEADER = re.compile(r"#\s*(elements|atom_style)\s*:\s*(.*?)\s*\Z")
 
@@ -62,7 +69,28 @@ class Fault:
         return Problem(self.line, key, self.what, self.got, self.remedy)
 
 
-def find(written: str, folder: Path) -> Path | Fault:
+def is_own(name: str) -> bool:
+    """Tell whether a path in a run directory is one that it has for itself (``OWN``), or lies in such a folder.
+
+    In whatever letters: some file systems do not tell capitals from small ones.
+    """
+    return _first(name).casefold() in OWN
+
+
+def _first(name: str) -> str:
+    return os.path.normpath(name).partition("/")[0]
+
+
+def taken(name: str) -> Fault | None:
+    """Return what is wrong with the name of a data file that is copied into the run directory."""
+    if not is_own(name):
+        return None
+    first = _first(name)
+    remedy = f"rename {first}" if Path(name).name == first else f"rename the folder {first}, or move the file out of it"
+    return Fault(f"a run directory has a {first} of its own", show(name), remedy)
+
+
+def find(written: str, folder: Path, copied: bool = True) -> Path | Fault:
     """Return the file that a campaign names, or what is wrong with the path.
 
     Parameters
@@ -71,8 +99,13 @@ def find(written: str, folder: Path) -> Path | Fault:
         The path as it stands in the campaign file.
     folder
         The campaign file's folder: paths are relative to it and may not leave it, links included.
+    copied
+        Whether it is copied into the run directory, where its name must not be one of ``OWN``.
     """
     got = show(written)
+    fault = taken(written) if copied else None
+    if fault:
+        return fault
     try:
         path = (folder / written).resolve()
         if Path(written).is_absolute() or not path.is_relative_to(folder.resolve()):
@@ -104,7 +137,8 @@ def find_frames(written: str, folder: Path) -> Path | Fault | None:
         return None
     place = Path(written)
     zarr = place.suffix.lower() == ".zarr"
-    found = find(str(place / "zarr.json") if zarr else written, folder)  # a Zarr store is a folder with that file in it
+    # a Zarr store is a folder with that file in it
+    found = find(str(place / "zarr.json") if zarr else written, folder, copied=False)
     if not isinstance(found, Fault):
         return found.parent if zarr else found
     if "must lie in its folder" in found.what:

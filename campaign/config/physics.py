@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from campaign.config import packings
 from campaign.config.campaign_file import ANI, MOMT, NPT, PROTOTYPES, Errors, Loss, SchNet
-from campaign.config.data_files import Fault, find, find_frames, potential_header, structure
+from campaign.config.data_files import Fault, find, find_frames, named_files, potential_header, structure, taken
 from campaign.config.yaml_lines import Document, Problem, join, show
 
 #: Passes over the training set where none are written.
@@ -515,6 +515,12 @@ def check_files(view: View, folder: Path) -> tuple[dict[str, Path], list[Problem
             absent = ", ".join(sorted(elements - set(header.elements)))
             what = f"the structure has {absent}, which this potential (elements {' '.join(header.elements)}) has not"
             problems.append(view.problem(place, what, show(view.text(*place)), f"name a potential with {absent} in it"))
+        else:
+            names = (str(PurePosixPath(view.text(*place) or "").parent / name) for name in named_files(path))
+            found = next(filter(None, map(taken, names)), None)
+            if found:
+                what = f"{found.what}, and this potential names a file of that name"
+                problems.append(view.problem(place, what, found.got, found.remedy))
     for i in range(len(view.items("sample"))):
         if view.text("sample", i, "method") == "md":
             open_file(("sample", i, "model"))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from campaign.config.data_files import FRAME_NOTES, TRANSFER_NOTE, is_own
 from campaign.errors import InputError, Locked, StoreError
 from campaign.leftovers import end_leftovers
 from campaign.store import groups
@@ -88,7 +89,13 @@ class RunDirectory:
             YAML texts.
         files
             Path (relative, as the spec names it) to content.
+
+        Raises
+        ------
+        InputError
+            One would not lie in RUN, or would take the place of something that RUN has for itself; nothing is written.
         """
+        _check_names(files, self.path)
         try:
             packed = {name: base64.b64encode(content).decode() for name, content in files.items()}
             attributes = {"spec": spec, "site": site, "files": packed}
@@ -170,6 +177,17 @@ def failed_tries(lines: Iterable[Record]) -> dict[str, list[dict[str, Json]]]:
 
 def _released(record: Record) -> Record:
     return {**record, "state": "released", "cause": ""}
+
+
+def _check_names(files: Iterable[str], run: Path) -> None:
+    """Refuse data files that would lie outside a run directory, or in the place of what it has for itself."""
+    for name in files:
+        if not (run / name).resolve().is_relative_to(run):
+            raise InputError(f"{run}: the data file {name} would lie outside the run directory; it is not written.")
+        if is_own(name) and name not in (FRAME_NOTES, TRANSFER_NOTE):
+            raise InputError(
+                f"{run}: the data file {name} would take the place of what the run directory has for itself; rename it."
+            )
 
 
 def _write_all(run: Path, spec: str, site: str, files: Mapping[str, bytes]) -> None:
@@ -266,9 +284,7 @@ def open_existing(path: Path) -> Path:
         spec, site = str(attributes["spec"]), str(attributes["site"])
     except (KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{inputs} does not hold a campaign's inputs ({error!r}); restore it from a copy.") from error
-    for name in files:
-        if not (run / name).resolve().is_relative_to(run):
-            raise InputError(f"{inputs} names a file outside the run directory ({name}); it is not restored.")
+    _check_names(files, run)
     try:
         _write_all(run, spec, site, files)
     except OSError as error:

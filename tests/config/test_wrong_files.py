@@ -380,6 +380,21 @@ CASES = {
         "potentials/nacl.lmp", "/etc/passwd", 5, "system.potential.lammps", "'/etc/passwd'", "copy the file"
     ),
     "link out": Wrong("potentials/nacl.lmp", "link.lmp", 5, "system.potential.lammps", "'link.lmp'", "copy the file"),
+    "name of the run's own file": Wrong(
+        "potentials/nacl.lmp", "./Driver.lock", 5, "system.potential.lammps", "'./Driver.lock'", "rename Driver.lock"
+    ),
+    "name in the run's own folder": Wrong(
+        "potentials/nacl.lmp", "x/../tasks/a", 5, "system.potential.lammps", "'x/../tasks/a'", "the folder tasks, or"
+    ),
+    "model in the run's own folder": Wrong(
+        "method: npt", "method: md\n    model: models/a.pt", 8, "sample[0].model", "'models/a.pt'", "the folder models"
+    ),
+    "table of the run's own name": Wrong(
+        "potentials/nacl.lmp", "own.lmp", 5, "system.potential.lammps", "'ledger.jsonl'", "rename ledger.jsonl"
+    ),
+    "data of a template of the run's own name": Wrong(
+        "{engine: lammps}", "{engine: cp2k, template: own.cp2k}", 15, "label.template", "'Logs'", "rename Logs"
+    ),
     "headless potential": Wrong(
         "nacl.lmp", "bare.lmp", 5, "system.potential.lammps", "'bare.lmp'", "# elements: Na Cl"
     ),
@@ -425,6 +440,10 @@ def folder(tmp_path: Path) -> Path:
     (inside / "potentials/bare.lmp").write_text("pair_style lj/cut 8\n")
     (inside / "potentials/real.lmp").write_text("# elements: Na Cl\nunits real\npair_style lj/cut 8\n")
     (inside / "salt.inp").write_text(TEMPLATE)
+    (inside / "own.lmp").write_text(f"{POTENTIAL}pair_coeff * * ledger.jsonl Na Cl\n")
+    (inside / "ledger.jsonl").write_text("a table\n")
+    (inside / "own.cp2k").write_text(TEMPLATE.replace("&DFT", "&DFT\n    BASIS_SET_FILE_NAME Logs"))
+    (inside / "Logs").write_text("Na SZV\n 1\nCl SZV\n 1\n")
     (inside / "BASIS_SET").write_text("Na SZV\n 1\nCl SZV\n 1\n")
     (inside / "POTENTIAL").write_text("Na PBE\n 1\nCl PBE\n 1\n")
     (inside / "gas.xyz").write_text("2\n\nNa 0 0 0\nCl 0 0 2\n")

@@ -133,6 +133,25 @@ def test_restoring_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: py
         assert contents(tmp_path) == wanted
 
 
+@pytest.mark.parametrize(
+    "name", ["driver.lock", "ledger.jsonl", "run.zarr/zarr.json", "a/../Tasks/x", "models/a.pt", "campaign.yaml"]
+)
+def test_a_data_file_takes_the_place_of_nothing_that_is_the_runs_own(tmp_path: Path, name: str) -> None:
+    with RunDirectory(tmp_path / "run") as run:
+        before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+        with pytest.raises(InputError, match=r"would take the place of what the run directory has for itself"):
+            run.write_inputs("campaign: x\n", "site: local\n", {**FILES, name: b"table of a potential"})
+        with pytest.raises(InputError, match="would lie outside the run directory"):
+            run.write_inputs("campaign: x\n", "site: local\n", {"../x": b""})
+        assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+        with pytest.raises(Locked):
+            RunDirectory(tmp_path / "run")
+    stored = {name: base64.b64encode(b"bad").decode()}
+    write_inputs(tmp_path / "other", {"spec": "a", "site": "b", "files": stored})
+    with pytest.raises(InputError, match="would take the place"):
+        open_existing(tmp_path / "other")
+
+
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside-of-the-run", "a/../../outside", "link/outside"])
 def test_stored_file_outside_the_run_is_refused(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
