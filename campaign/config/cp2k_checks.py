@@ -12,6 +12,7 @@ from campaign.config.cp2k_electrons import fixed, spin_faults
 from campaign.config.cp2k_files import NO_BASIS, method_of, of_rung
 from campaign.config.cp2k_kinds import kinds_of, named_entries, serves_all
 from campaign.config.cp2k_template import Template, check, check_data, examine
+from campaign.config.cp2k_tree import read_back
 from campaign.config.data_files import Fault, find, structure, taken
 from campaign.config.physics import View, structure_numbers
 from campaign.config.yaml_lines import Problem, show
@@ -102,6 +103,8 @@ def _ladder(view: View, template: Template) -> Iterator[Problem]:
     for k, rung in enumerate(view.items("label", "ladder")):
         if isinstance(rung, str) and rung not in cp2k_ladder.RUNGS:
             continue  # the model says it
+        if view.path("label", "ladder", k) in view.bad:
+            continue
         if not isinstance(rung, str | dict) or (isinstance(rung, dict) and not all(isinstance(p, str) for p in rung)):
             continue
         if isinstance(rung, dict) and any(fixed(path) for path in rung):
@@ -110,6 +113,10 @@ def _ladder(view: View, template: Template) -> Iterator[Problem]:
             yield view.problem(("label", "ladder", k), what, show(path), "write it into the template, or remove it")
             continue
         tree = template.with_rung(cp2k_ladder.resolve(rung, template.root).settings)
+        broken = read_back(tree)
+        if broken:
+            yield view.problem(("label", "ladder", k), broken[0].what, broken[0].got, broken[0].remedy)
+            continue
         foreign = list(of_rung(template.root, tree))
         for fault in check(tree) + (foreign or check_data(tree, template.data)):
             yield view.problem(("label", "ladder", k), fault.what, fault.got, fault.remedy)

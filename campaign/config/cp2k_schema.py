@@ -139,6 +139,7 @@ def value_of(node: Element, text: str) -> Any:
     from cp2k_input_tools.keyword_helpers import Keyword
     from cp2k_input_tools.parser_errors import InvalidParameterError
     from cp2k_input_tools.tokenizer import TokenizerError
+    from transitions import MachineError
 
     kind = node.find("DATA_TYPE")
     kind_name = "" if kind is None else kind.get("kind", "")
@@ -158,8 +159,9 @@ def value_of(node: Element, text: str) -> Any:
         TypeError,
         ValueError,
         TokenizerError,
+        MachineError,
     ) as error:
-        raise WrongValue(_reason(kind_name, ""), _choices(node)) from error  # of units, pint raises what it likes
+        raise WrongValue(_reason(kind_name, ""), _choices(node)) from error  # of units, pint raises what it likes; of quotes in a comment, the tokenizer
 
 
 def _reason(kind: str, said: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -124,11 +125,15 @@ def read(text: str) -> tuple[Section, list[Fault]]:
     stack = [root]
     for number, row in [] if faults else _rows(text, faults):
         mark = _SECTION.match(row)
-        if mark is None:
+        if mark is None and row[:1] in ("@", "&"):  # a variable made it: where lines are data, any word would do
+            what = "this line would be read as one of CP2K's preprocessor or as a section"
+            faults.append(Fault(what, show(row), "write it without variables", number))
+        elif mark is None:
             name, _, rest = plain(row).partition(" ")
             name, _, more = name.partition("\t")
             if name:
                 stack[-1].keywords.append(Line(name.upper(), f"{more} {rest}".strip(), number, name))
+        if mark is None:
             continue
         name, parameter = mark[1].upper(), plain(mark[2])
         if name != "END":
@@ -148,6 +153,21 @@ def read(text: str) -> tuple[Section, list[Fault]]:
             what = f"the section {open_.name} is not closed"
             faults.append(Fault(what, show(f"&{open_.name}"), f"add '&END {open_.name}'", open_.line))
     return root, faults
+
+
+def read_back(root: Section) -> list[Fault]:
+    """Return what is wrong with a tree whose text does not read back as that tree.
+
+    A value with a line break or a comment in it is more, or less, to CP2K than the word that was checked.
+    """
+    rows = list(root.write())
+    again, faults = read("\n".join(rows))
+    if faults:
+        return faults
+    for row, other in itertools.zip_longest(rows, again.write(), fillvalue=""):
+        if row.split() != other.split():
+            return [Fault("CP2K would read this line as something else", show(row.strip()), "write plain words")]
+    return []
 
 
 def _rows(text: str, faults: list[Fault]) -> Iterator[tuple[int, str]]:

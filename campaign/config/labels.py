@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PlainValidator, Tag
@@ -34,6 +35,23 @@ CALCULATORS = {
 CALCULATOR_EXTRAS = {"tblite": "xtb", "gpaw": "gpaw"}
 
 
+#: Signs that are more to CP2K than a part of a word: comments, directives, sections, variables, lines that go on.
+FOREIGN = ("!", "#", "@", "&", "$", "\\")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text in a value, the keys of mappings included."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
+
+
 def _rung(value: object) -> str | dict[str, Any]:
     example = "write a path below FORCE_EVAL/DFT and its value, such as {SCF/MAX_SCF: 200}"
     if isinstance(value, str):
@@ -51,6 +69,9 @@ def _rung(value: object) -> str | dict[str, Any]:
             raise wrong(f"'{key}' is no path into the template", example)
         if not plain_data(item):
             raise wrong(f"the value of '{key}' must be a number, text, true, false, null or a section", example)
+        if any(sign in text or not text.isprintable() for text in _texts({key: item}) for sign in FOREIGN):
+            what = "a rung's paths and values are plain words, without line breaks, comments or directives"
+            raise wrong(what, f"remove {' '.join(FOREIGN)} and what does not print from it")
     return dict(value)
 
 

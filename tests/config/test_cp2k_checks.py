@@ -16,7 +16,7 @@ from campaign.config.cp2k_checks import check_template
 from campaign.config.cp2k_data import entries, locate
 from campaign.config.cp2k_files import is_data, refused
 from campaign.config.cp2k_template import ALLOWED
-from campaign.config.cp2k_tree import read
+from campaign.config.cp2k_tree import read, read_back
 from campaign.config.data_files import Fault
 from campaign.config.physics import View
 from campaign.config.yaml_lines import read_document
@@ -393,6 +393,42 @@ def test_a_wrong_rung_is_told_at_its_place(folder: Path, rung: str, says: str) -
     assert any(p.startswith("campaign.yaml:9: label.ladder[1]: ") and says in p for p in found), found
 
 
+@pytest.mark.parametrize(
+    ("rung", "says"),
+    [
+        (r'{SCF/MAX_SCF: "200 !\n@INCLUDE /etc/passwd"}', "a template is one file, and this line takes another in"),
+        (r'{"SCF/X\n@INCLUDE x\n": 1}', "a template is one file, and this line takes another in"),
+        (r'{SCF/MAX_SCF: "200 !\n&END SCF\n&SCF"}', "CP2K would read this line as something else"),
+        (r'{SCF/MAX_SCF: "200 ! five times"}', "CP2K would read this line as something else"),
+        (r'{SCF/MAX_SCF: "200 # a \"quote"}', "CP2K would read this line as something else"),
+        (r'{SCF/OT: {_: "T\n&END OT\n@XCTYPE x", MINIMIZER: CG}}', "this line takes another in"),
+        (r'{SCF/MAX_SCF: "${X-5}"}', "CP2K would read this line as something else"),
+        (r'{SCF/MAX_SCF: "5 \\"}', "the section open here is SCF"),
+        (r'{SCF/MAX_SCF: 5 "x}', "MAX_SCF: it takes a whole number"),
+    ],
+)  # fmt: skip
+def test_a_rung_is_no_more_than_what_was_checked(folder: Path, rung: str, says: str) -> None:
+    found = problems(folder, campaign=CAMPAIGN + f"  ladder:\n    - template\n    - {rung}\n")
+    assert len(found) == 1, found
+    assert found[0].startswith("campaign.yaml:9: label.ladder[1]: ")
+    assert says in found[0]
+
+
+def test_quotes_in_a_comment_are_a_wrong_value() -> None:
+    spec = cp2k_schema.section(("FORCE_EVAL", "DFT", "SCF"))
+    assert spec is not None
+    with pytest.raises(cp2k_schema.WrongValue):
+        cp2k_schema.value_of(spec.keywords["MAX_SCF"], "200 ! it's")
+
+
+@pytest.mark.parametrize("word", ["@INCLUDE", "& INCLUDE"])
+def test_a_variable_makes_no_directive(folder: Path, word: str) -> None:
+    """Where a section's lines are data, any word would do as a keyword; CP2K is given the line as it came out."""
+    basis = "      &BASIS\n        ${A} /etc/passwd\n      &END\n      BASIS_SET ORB DZVP-GTH"
+    found = problems(folder, ("@SET CUT 300", f"@SET CUT 300\n@SET A {word}"), ("      BASIS_SET ORB DZVP-GTH", basis))
+    assert "this line would be read as one of CP2K's preprocessor or as a section (line 37 of job.inp)" in found[0]
+
+
 def test_good_ladders_have_no_problem(folder: Path) -> None:
     ladder = "[template, more_steps, ot_cg, diagonalise, smear, {SCF/OT: null, SCF/MAX_SCF: 9, restart: true}]"
     assert problems(folder, campaign=CAMPAIGN + f"  ladder: {ladder}\n") == []
@@ -422,7 +458,9 @@ def test_every_template_that_comes_with_campaign_is_right(path: Path, folder: Pa
 
     template = read_template(path)
     for rung in cp2k_ladder.RUNGS:
-        assert check(template.with_rung(cp2k_ladder.resolve(rung, template.root).settings)) == []
+        tree = template.with_rung(cp2k_ladder.resolve(rung, template.root).settings)
+        assert check(tree) == []
+        assert read_back(tree) == []
 
 
 @pytest.mark.parametrize(

@@ -395,6 +395,22 @@ CASES = {
     "data of a template of the run's own name": Wrong(
         "{engine: lammps}", "{engine: cp2k, template: own.cp2k}", 15, "label.template", "'Logs'", "rename Logs"
     ),
+    "comment in a rung": Wrong(
+        "engine: lammps",
+        "engine: cp2k, template: salt.inp, ladder: [{SCF/MAX_SCF: 200 !x}]",
+        15,
+        "label.ladder[0]",
+        "200 !x",
+        "remove ! # @ & $",
+    ),
+    "line break in a section of a rung": Wrong(
+        "engine: lammps",
+        r'engine: cp2k, template: salt.inp, ladder: [{SCF/OT: {"A\n@INCLUDE x": T}}]',
+        15,
+        "label.ladder[0]",
+        "INCLUDE",
+        "what does not print",
+    ),
     "headless potential": Wrong(
         "nacl.lmp", "bare.lmp", 5, "system.potential.lammps", "'bare.lmp'", "# elements: Na Cl"
     ),
