@@ -49,7 +49,9 @@ def check_template(view: View, folder: Path) -> tuple[dict[str, Path], list[Prob
     beside = PurePosixPath(os.path.normpath(written)).parent
     files = {written: found, **{str(beside / name): path for name, path in template.data.items()}}
     names = [fault for fault in map(taken, files) if fault is not None]
-    problems += [view.problem(PLACE, f"{f.what}, and this template names a file of that name", f.got, f.remedy) for f in names]
+    problems += [
+        view.problem(PLACE, f"{f.what}, and this template names a file of that name", f.got, f.remedy) for f in names
+    ]
     if not faults:
         problems += _elements(view, folder, template)
         problems += _ladder(view, template)

@@ -161,7 +161,9 @@ def value_of(node: Element, text: str) -> Any:
         TokenizerError,
         MachineError,
     ) as error:
-        raise WrongValue(_reason(kind_name, ""), _choices(node)) from error  # of units, pint raises what it likes; of quotes in a comment, the tokenizer
+        raise WrongValue(
+            _reason(kind_name, ""), _choices(node)
+        ) from error  # of units, pint raises what it likes; of quotes in a comment, the tokenizer
 
 
 def _reason(kind: str, said: str) -> str:

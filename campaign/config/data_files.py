@@ -30,11 +30,11 @@ FRAME_NOTES = "frame_files.json"
 #: What a run directory keeps of the set of another campaign that it transfers.
 TRANSFER_NOTE = "transfer.json"
 
-#: What a run directory has at its top for itself: data files are copied there by their own names, and take none of these.
-OWN = frozenset(
-    ("campaign.yaml", "site.yaml", "driver.lock", "ledger.jsonl", "run.zarr", "tasks", "models", "validation", "logs")
-    + ("report.html", "labels.json", "learning.json", "distillation.json", FRAME_NOTES, TRANSFER_NOTE)
-)
+#: What a run directory has at its top for itself. Data files are copied there by their own names, and take none of these.
+OWN = {
+    *("campaign.yaml", "site.yaml", "driver.lock", "ledger.jsonl", "run.zarr", "tasks", "models", "validation", "logs"),
+    *("report.html", "labels.json", "learning.json", "distillation.json", FRAME_NOTES, TRANSFER_NOTE),
+}
 
 _HEADER = re.compile(r"#\s*(elements|atom_style)\s*:\s*(.*?)\s*\Z")
 

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from campaign.config.labels import CALCULATOR_EXTRAS, Cached
+from campaign.config.fields import suggest
+from campaign.config.labels import CALCULATOR_EXTRAS, PARAMETERS, Cached, texts_of
 from campaign.config.physics import View
 from campaign.config.yaml_lines import Problem, show
 
@@ -25,9 +26,26 @@ def check_label(view: View, folder: Path) -> Iterator[Problem]:
         what = f"this calculator is done by {calculator}, which is not installed"
         remedy = f"run pip install 'campaign[{CALCULATOR_EXTRAS[calculator]}]', or choose another calculator"
         yield view.problem(("label", "calculator"), what, calculator, remedy)
+    if calculator in PARAMETERS:
+        yield from _parameters(view, calculator)
     cache = view.text("label", "cache")
     if cache and (fault := cache_fault(cache, folder)):
         yield view.problem(("label", "cache"), fault[0], show(cache), fault[1])
+
+
+def _parameters(view: View, calculator: str) -> Iterator[Problem]:
+    """Yield arguments of an ASE calculator that it does not take from a campaign file, and texts that are paths."""
+    known = PARAMETERS[calculator]
+    rungs = [("ladder", k) for k in range(len(view.items("label", "ladder")))]
+    for place in [("parameters",), *rungs]:
+        for key, value in view.mapping("label", *place).items():
+            here = ("label", *place, key)
+            if key not in known:
+                what = f"{calculator} takes no such argument from a campaign file"
+                yield view.problem(here, what, show(value), suggest(key, known))
+            elif any("/" in text for text in texts_of(value)):
+                what = f"an argument of {calculator} names no file here"
+                yield view.problem(here, what, show(value), "write a name without '/'")
 
 
 def check_cache(loaded: Loaded[Campaign]) -> tuple[list[str], list[str]]:

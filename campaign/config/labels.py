@@ -31,6 +31,23 @@ CALCULATORS = {
     "gpaw": "gpaw.GPAW",
 }
 
+#: The arguments that each takes from a campaign file: none that names a file to read or to write.
+PARAMETERS = {
+    "emt": ("asap_cutoff",),
+    "lj": ("sigma", "epsilon", "rc", "ro", "smooth"),
+    "morse": ("epsilon", "r0", "rho0", "rcut1", "rcut2"),
+    "tblite": (
+        *("method", "charge", "multiplicity", "accuracy", "guess", "initial_guess", "max_iterations", "mixer"),
+        *("mixer_memory", "mixer_damping", "annealing", "electric_field", "spin_polarization", "solvation"),
+        *("electronic_temperature", "cache_api", "verbosity"),
+    ),
+    "gpaw": (
+        *("mode", "xc", "h", "gpts", "kpts", "nbands", "charge", "setups", "basis", "spinpol", "magmoms", "hund"),
+        *("occupations", "poissonsolver", "mixer", "eigensolver", "convergence", "maxiter", "symmetry", "soc"),
+        *("background_charge", "experimental", "random", "reuse_wfs_method", "parallel", "verbose"),
+    ),
+}
+
 #: Those of them that are packages of their own, with the extra of campaign that installs each.
 CALCULATOR_EXTRAS = {"tblite": "xtb", "gpaw": "gpaw"}
 
@@ -39,15 +56,15 @@ CALCULATOR_EXTRAS = {"tblite": "xtb", "gpaw": "gpaw"}
 FOREIGN = ("!", "#", "@", "&", "$", "\\")
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts_of(value: object) -> Iterator[str]:
     """Yield every text in a value, the keys of mappings included."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield str(key)
-            yield from _texts(item)
+            yield from texts_of(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from texts_of(item)
     elif isinstance(value, str):
         yield value
 
@@ -69,7 +86,7 @@ def _rung(value: object) -> str | dict[str, Any]:
             raise wrong(f"'{key}' is no path into the template", example)
         if not plain_data(item):
             raise wrong(f"the value of '{key}' must be a number, text, true, false, null or a section", example)
-        if any(sign in text or not text.isprintable() for text in _texts({key: item}) for sign in FOREIGN):
+        if any(sign in text or not text.isprintable() for text in texts_of({key: item}) for sign in FOREIGN):
             what = "a rung's paths and values are plain words, without line breaks, comments or directives"
             raise wrong(what, f"remove {' '.join(FOREIGN)} and what does not print from it")
     return dict(value)

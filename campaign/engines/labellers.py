@@ -43,7 +43,7 @@ def _ase(frames: Frames, task: Task, context: Context) -> Labels:
     if context.attempt and ladder:
         parameters |= ladder[min(context.attempt, len(ladder)) - 1]
     if task.params["calculator"] == "gpaw":  # it writes to the worker's own output otherwise
-        parameters.setdefault("txt", str(context.folder(task) / f"attempt-{context.attempt}.txt"))
+        parameters["txt"] = str(context.folder(task) / f"attempt-{context.attempt}.txt")
     energies, forces, stresses = [], [], []
     for atoms in frames.to_ase():
         try:

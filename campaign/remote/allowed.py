@@ -22,6 +22,9 @@ from campaign.remote.protocol import check_path
 #: The environment variable that names another file; the environment of an endpoint's workers is its owner's.
 VARIABLE = "CAMPAIGN_REMOTE"
 
+#: The folder below that of campaigns for labels that campaigns share: no run's, whose ids begin otherwise.
+LABELS = "_labels"
+
 
 class RemoteFile(Model):
     """The whole file."""
@@ -80,9 +83,18 @@ class Allowed:
         Raises
         ------
         InputError
-            It would not lie there: an absolute path, ``..``, a link on the way.
+            It would not lie there: an absolute path, ``..``, a link on the way; or it is the endpoint's own.
         """
-        return inside(self.root, (*check_path(root, "--root"), run), "--root")
+        parts = check_path(root, "--root")
+        if any(part.startswith("_") for part in parts):
+            what = "names that begin with _ are the endpoint's own"
+            raise InputError(f"--root: {what}, got {show(root)}; write another.")
+        return inside(self.root, (*parts, run), "--root")
+
+    @property
+    def labels(self) -> Path:
+        """The one folder, below that of campaigns, in which campaigns that were sent may share labels."""
+        return self.root / LABELS
 
 
 def inside(base: Path, parts: tuple[str, ...], what: str) -> Path:

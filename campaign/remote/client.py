@@ -22,11 +22,14 @@ from campaign.remote.protocol import (
     MOST_FILES,
     WHAT,
     check_path,
+    check_run_id,
+    fetchable,
     pack_files,
     too_large,
     unpack_files,
 )
 from campaign.remote.service import PATIENCE, Service, endpoint_id
+from campaign.report.live import printable
 
 if TYPE_CHECKING:
     from campaign.config import Campaign, Loaded
@@ -132,7 +135,8 @@ def submit(
         request |= {"file": loaded.path.name, "files": pack_files(files_of(loaded))}
         kept = replace(kept, file=str(loaded.path.resolve()))
     service = Service(kept.endpoint, options.patience)
-    kept = replace(kept, submitted=time.time())
+    kept = replace(kept, submitted=max(time.time(), kept.submitted + 1e-3))
+    request["sent"] = kept.submitted
     kept.write()  # before it is sent: whatever happens on the way, the same command finds the same run
     try:
         service.call(request)
@@ -252,8 +256,8 @@ class Remote:
         """
         answer = self.ask("status")
         nothing = {"campaign": self._kept.run, "stages": {}, "frames": 0, "selected": 0, "labelled": 0, "failures": []}
-        where = {key: answer.get(key) for key in ("state", "run", "site", "host", "folder", "driver", "log")}
-        mine = {"endpoint": self._kept.endpoint, "function": self._service.function}
+        where = {key: answer.get(key) for key in ("state", "site", "host", "folder", "driver", "log")}
+        mine = {"run": self._kept.run, "endpoint": self._kept.endpoint, "function": self._service.function}
         return {**(answer.get("status") or nothing), **where, **mine}
 
 
@@ -344,16 +348,21 @@ def fetch(
     """
     if what not in WHAT:
         raise InputError(f"{show(what)} cannot be fetched; {suggest(what, WHAT)}.")
+    name = run.rpartition("/")[2]
+    check_run_id(name)
     answer = Remote(run, endpoint, patience).ask("fetch", what=what)
     size = int(answer.get("bytes", 0))
     if "files" not in answer:
-        return Fetched([], [str(c) for c in answer.get("commands", [])], size)
-    folder = Path(str(answer["run"]) if to is None else to)
+        return Fetched([], [printable(c) for c in answer.get("commands", [])], size)
+    files = unpack_files(answer["files"])
+    foreign = [file for file in files if not fetchable(what, file)]
+    if foreign:
+        raise CampaignError(f"Endpoint sent {show(foreign[0])} in place of {what}; nothing was written.")
+    folder = Path(name if to is None else to)  # what the endpoint says has no part in where it is written
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, content in unpack_files(answer["files"]).items():
-        check_path(name, "fetch")
-        path = folder / Path(name).name
+    for file, content in files.items():
+        path = folder / file
         aside = folder / f".{uuid.uuid4().hex}"
         aside.write_bytes(content)
         paths.append(aside.replace(path))

@@ -69,12 +69,13 @@ def wait(
 ) -> None:
     """Wait until a run ends. Exit code 0: done; 1: something is missing."""
     from campaign.remote.client import wait as wait_for
+    from campaign.report.live import printable
 
     last = ""
 
     def tell(news: dict[str, Any] | str) -> None:
         nonlocal last
-        text = news if isinstance(news, str) else f"{run}: {news['state']}, {news['frames']} frames"
+        text = printable(news if isinstance(news, str) else f"{run}: {news['state']}, {news['frames']} frames")
         if text != last:
             _say(text)
         last = text
@@ -113,7 +114,7 @@ def _show(found: dict[str, Any], json: bool) -> None:
     from campaign.report.live import printable, status_table
 
     Console().print(status_table(found, most=200))
-    _say(f"run {found['run']} on {found['host']}: {found['folder']}")
+    _say(printable(f"run {found['run']} on {found['host']}: {found['folder']}"))
     for line in found["log"] or ():
         _say(f"  {printable(line)}")
     if found["state"] in ("failed", "interrupted"):

@@ -44,10 +44,13 @@ class Asked:
         The campaign's name; its run directory has it too.
     site
         The name of the site, as on the machine's list.
+    sent
+        When the last request was sent, by the clock of where it was (s since 1970); 0 where it did not say.
     """
 
     campaign: str
     site: str
+    sent: float = 0.0
 
     def write(self, folder: Path) -> None:
         """Keep it in the run's folder."""
@@ -57,7 +60,9 @@ class Asked:
     def read(folder: Path) -> Asked | None:
         """Return what is kept in a run's folder, None where there is no run."""
         found = _read(folder / "run.json")
-        return Asked(str(found.get("campaign")), str(found.get("site"))) if found else None
+        if not found:
+            return None
+        return Asked(str(found.get("campaign")), str(found.get("site")), float(found.get("sent", 0.0)))
 
 
 def run_directory(folder: Path, asked: Asked) -> Path:

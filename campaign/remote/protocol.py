@@ -34,6 +34,7 @@ WHAT = ("report", "selected", "labelled", "model")
 _RUN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}\Z")
 
 _Text = Annotated[str, Field(max_length=4096)]
+_MODEL = re.compile(r"\w[\w.-]{0,199}\.pt\Z", re.ASCII)
 
 
 class Submit(Model):
@@ -49,6 +50,7 @@ class Submit(Model):
     files: dict[str, str] = Field(default_factory=dict, max_length=MOST_FILES)
     until: _Text | None = None
     retry_quarantined: bool = False
+    sent: float = 0.0  # seconds since 1970 where it was sent: an older request than the last one is refused
 
 
 class Status(Model):
@@ -154,6 +156,13 @@ def check_path(written: str, what: str) -> tuple[str, ...]:
         return pure.parts
     example = pure.name.lstrip(".~") or "project"
     raise InputError(f"{what}: {fault}, got {show(written)}; write a path below it, such as {example}.")
+
+
+def fetchable(what: str, file: str) -> bool:
+    """Tell whether a file of this name may come as a result (``WHAT``): those of a model are several."""
+    if what == "model":
+        return _MODEL.match(file) is not None
+    return file == ("report.html" if what == "report" else f"{what}.extxyz")
 
 
 def pack_files(files: dict[str, bytes]) -> dict[str, str]:

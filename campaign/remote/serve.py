@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 import shutil
 import socket
+import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,36 +78,58 @@ def _submit(asked: Submit, allowed: Allowed) -> dict[str, Any]:
     above = next((p for p in folder.parents if p.is_relative_to(allowed.root) and (p / "run.json").exists()), None)
     if above is not None:
         raise InputError(f"--root: {above} is the folder of another run, got '{asked.root}'; name another folder.")
-    mine = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with driver.alone(folder):
-            found = driver.at_work(folder, run_directory(folder, known)) if known else None
-            if found:
-                return _at_work(asked, folder, found)
-            pid = driver.start(folder, _words(asked, allowed, folder, site))
-    except InputError:
-        if mine:  # nothing of it was accepted
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    mine = _made(folder)
+    with driver.alone(folder):
+        known = Asked.read(folder)  # another request may have been faster
+        if known is not None and 0 < asked.sent < known.sent:
+            raise InputError(
+                f"run {asked.run}: a later request was answered already; this one, of {_clock(asked.sent)}, came late "
+                "and changes nothing. If it is not old, compare the clocks of the computers that submit this run."
+            )
+        found = driver.at_work(folder, run_directory(folder, known)) if known else None
+        if known is not None and found:
+            answered = _at_work(asked, folder, found)
+            replace(known, sent=max(known.sent, asked.sent)).write(folder)
+            return answered
+        try:
+            words = _words(asked, allowed, folder, site, known)
+        except BaseException:
+            if mine and known is None:  # nothing of it was accepted
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        pid = driver.start(folder, words)
     return {"run": asked.run, "folder": str(folder), "pid": pid, "started": True, "continued": known is not None}
 
 
-def _words(asked: Submit, allowed: Allowed, folder: Path, site: str) -> list[str]:
+def _made(folder: Path) -> bool:
+    """Make a run's folder; tell whether it was not there: of two requests at once, one has made it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _words(asked: Submit, allowed: Allowed, folder: Path, site: str, known: Asked | None) -> list[str]:
     """Take in what was sent and return the words after ``campaign`` that run it."""
     if asked.file is not None:
-        loaded = take_in(folder, allowed.root, site, asked.file, unpack_files(asked.files))
+        loaded = take_in(folder, allowed.labels, site, asked.file, unpack_files(asked.files))
         stages = ", ".join(loaded.spec.stages)
         if asked.until is not None and asked.until not in loaded.spec.stages:
             raise InputError(f"--until: this campaign has no stage {asked.until}; write one of {stages}.")
         name = loaded.spec.name
         words = ["run", str(loaded.path), "--site", site, "--root", str(folder)]
     else:
-        known = Asked.read(folder)
-        assert known is not None
+        if known is None:
+            raise InputError(_unknown(asked.run, folder.parent))
         name = known.campaign
         words = ["resume", str(run_directory(folder, known)), "--site", site]
-    Asked(name, asked.site).write(folder)
+    Asked(name, asked.site, max(asked.sent, known.sent if known else 0.0)).write(folder)
     if asked.until is not None:
         words += ["--until", asked.until]
     return [*words, "--retry-quarantined"] if asked.retry_quarantined else words

@@ -85,11 +85,13 @@ class Service:
             It could not be asked, or could not do it.
         """
         whole = {"protocol": PROTOCOL, "version": __version__, **request}
-        function = self.function
         try:
-            return self._try(function, whole)
-        except _FunctionRefused:
-            return self._try(self._register(), whole)
+            try:
+                return self._try(self.function, whole)
+            except _FunctionLost:
+                return self._try(self._register(), whole)
+        except _FunctionRefused as error:  # the id that is known stays: it is the one that an owner may allow
+            raise InputError(f"{error} Its id is {self.function}.") from error
 
     def _try(self, function: str, request: dict[str, Any]) -> dict[str, Any]:
         for _ in range(TRIES - 1):
@@ -130,8 +132,12 @@ class _WorkerLost(CampaignError):
     """The worker that had the request was lost; another may do it."""
 
 
+class _FunctionLost(InputError):
+    """Globus does not know the function any more."""
+
+
 class _FunctionRefused(InputError):
-    """Globus does not know the function any more, or does not let it run here."""
+    """The function may not run on this endpoint."""
 
 
 def endpoint_id(endpoint: str) -> str:
@@ -217,7 +223,8 @@ def _refused(status: int, message: str, endpoint: str) -> CampaignError:
     message = " ".join(message.split()).rstrip(".")
     if "function" in message.lower():
         remedy = "where the endpoint's owner has a list of allowed_functions, ask for it to be added"
-        return _FunctionRefused(f"Globus Compute refuses campaign's function ({message}); {remedy}.")
+        kind = _FunctionLost if status == 404 else _FunctionRefused
+        return kind(f"Globus Compute refuses campaign's function ({message}); {remedy}.")
     if status == 404:
         return InputError(
             f"--endpoint: Globus Compute knows no endpoint {endpoint} ({message}); compare it with "

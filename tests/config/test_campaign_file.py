@@ -66,7 +66,7 @@ sample:
   - {method: npt, temperature: [300, 400.5], steps: 20000, prepare: [{temperature: 5, time: 1e-5}]}
   - {method: nvt, temperature: 300, steps: 20000, ranks: 2}
 select: {method: random, size: 3}
-label: {engine: ase, calculator: emt, parameters: {a: "1e3", b: "null", c: 2, d: 1e-7, e: true, f: "02:00:00", g: "~"}}
+label: {engine: ase, calculator: lj, parameters: {sigma: "1e3", epsilon: ["null", 1e-7, "02:00:00", "~"], rc: 2}}
 train: {model: schnet, rate: 1e-4}
 validate:
   - {method: errors, held_out: 10, against: [random], threshold: {forces: null}}
@@ -75,7 +75,7 @@ validate:
 """
     spec = loads(tmp_path, text)
     assert loads(tmp_path, dump(spec)) == spec
-    assert spec.label.parameters["a"] == "1e3"
+    assert spec.label.parameters["sigma"] == "1e3"
     written = yaml.safe_load(dump(spec))
     assert written["sample"][0]["thermostat"] == 0.1  # defaults are written out
     assert written["select"]["min_distance"] == 0.5

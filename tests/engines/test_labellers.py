@@ -1,8 +1,12 @@
 """Every label is checked, whatever engine made it."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.calculators.emt import EMT
 
 from campaign.config import CALCULATORS
 from campaign.config.labels import CALCULATOR_EXTRAS
@@ -99,6 +103,23 @@ def test_an_attempt_after_the_first_replaces_parameters(tmp_path):
     for attempt in (2, 3):  # the last rung serves all that come after
         found = label(FRAMES[:1], task, Context(tmp_path, attempt=attempt))
         assert found.energy[0] == label(FRAMES[:1], plain, Context(tmp_path)).energy[0]
+
+
+def test_gpaw_writes_into_the_folder_of_its_task(tmp_path, monkeypatch):
+    """Whatever is asked for: a stand-in that is given its arguments, where GPAW is not installed."""
+    given = []
+
+    class Calculator(EMT):
+        def __init__(self, **parameters):
+            given.append(parameters)
+            super().__init__()
+
+    module = types.ModuleType("gpaw")
+    module.GPAW = Calculator
+    monkeypatch.setitem(sys.modules, "gpaw", module)
+    params = {"engine": "ase", "calculator": "gpaw", "parameters": {"txt": "/tmp/elsewhere"}}
+    label(Frames.from_ase([bulk("Cu", cubic=True)]), Task("label", "", params), Context(tmp_path))
+    assert given[0]["txt"].startswith(f"{tmp_path}/tasks/")
 
 
 def test_xtb_labels_and_its_forces_are_the_slope_of_its_energy(tmp_path):

@@ -1,4 +1,4 @@
-"""An endpoint that runs here, and a laptop that talks to it."""
+"""An endpoint that runs here, and a laptop that talks to it; Globus loads only where one of them is asked for."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import campaign
 from campaign.remote.client import submit, wait
-from tests.remote.stand_in import TOY, Client, Endpoint, Executor, WebService
+
+if TYPE_CHECKING:
+    from tests.remote.stand_in import Endpoint, WebService
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
     """An endpoint that has not been started."""
+    from tests.remote.stand_in import Endpoint
+
     return Endpoint(tmp_path_factory.mktemp("endpoint"))
 
 
 @pytest.fixture(scope="module")
 def service(endpoint: Endpoint) -> Iterator[WebService]:
     """The web service, with that endpoint running."""
+    from tests.remote.stand_in import WebService
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAMPAIGN_REMOTE", str(endpoint.file))
         patch.setenv("PYTHONPATH", str(Path(campaign.__file__).parents[1]))
@@ -37,6 +44,8 @@ def service(endpoint: Endpoint) -> Iterator[WebService]:
 @pytest.fixture
 def laptop(tmp_path: Path, service: WebService, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A laptop's folder with a campaign file in it; Globus's client talks to the stand-in."""
+    from tests.remote.stand_in import TOY, Client, Executor
+
     client = type("Client", (Client,), {"service": service})
     monkeypatch.setattr("globus_compute_sdk.Client", client)
     monkeypatch.setattr("globus_compute_sdk.Executor", Executor)
@@ -50,6 +59,8 @@ def laptop(tmp_path: Path, service: WebService, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="module")
 def finished(service: WebService, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A campaign that was submitted from another laptop, and is done."""
+    from tests.remote.stand_in import TOY, Client, Executor
+
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "toy.yaml").write_text(TOY)
     with pytest.MonkeyPatch.context() as patch:

@@ -297,7 +297,8 @@ def test_labels_are_kept_below_the_endpoints_folder(laptop: Path, endpoint: Endp
     text = TOY.replace("engine: fake}", "engine: ase, calculator: lj, cache: /tmp/labels}", 1)
     files = protocol.pack_files({"toy.yaml": text.encode()})
     said = refused(service, action="submit", run="toy-6", site="tiny", file="toy.yaml", files=files)
-    assert "toy.yaml:8: label.cache: a campaign that was sent keeps its labels under" in said
+    assert "toy.yaml:8: label.cache: campaigns that were sent share labels in one folder of the endpoint" in said
+    assert f"write {endpoint.root}/_labels" in said
 
 
 def test_a_machine_that_allows_nothing(laptop: Path, endpoint: Endpoint, service: WebService) -> None:
