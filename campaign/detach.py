@@ -17,11 +17,16 @@ def detach(file: Path, site_name: str, root: Path, until: str | None, retry: boo
         As ``campaign check``; the site has no batch system; the batch system refused the job.
     """
     from campaign.config import load_campaign, load_site
+    from campaign.config.site_checks import check_driver_filled_in
+    from campaign.errors import InputError
     from campaign.plan import make_plan
     from campaign.runtime.driver_job import submit_driver
 
     make_plan(file, site_name)
     site = load_site(site_name)
+    unset = check_driver_filled_in(site)
+    if unset:
+        raise InputError(*unset)
     run = root.resolve() / load_campaign(file).spec.name
     place = str(Path(site_name).resolve()) if "/" in site_name or site_name.endswith((".yaml", ".yml")) else site_name
     words = ["run", str(file.resolve()), "--site", place, "--root", str(root.resolve())]

@@ -33,7 +33,9 @@ def check_site(view: View) -> list[Problem]:
             remedy = suggest(name, executors)
             problems.append(view.problem(("stages", stage), "there is no such executor", show(name), remedy))
     for name in executors:
-        problems += _check_executor(view, name)
+        problems += _check_executor(view, ("executors", name))
+    if view.mapping("driver"):
+        problems += _check_executor(view, ("driver",))
     for engine, command in view.mapping("launch").items():
         if engine not in ENGINES:
             what = "there is no engine of this name to launch"
@@ -42,9 +44,8 @@ def check_site(view: View) -> list[Problem]:
     return problems
 
 
-def _check_executor(view: View, name: str) -> list[Problem]:
+def _check_executor(view: View, here: tuple[str, ...]) -> list[Problem]:
     problems: list[Problem] = []
-    here = ("executors", name)
     provider = view.text(*here, "provider")
     if provider not in OPTIONS:
         return problems
@@ -61,7 +62,8 @@ def _check_executor(view: View, name: str) -> list[Problem]:
     cores = view.number(*here, "cores")
     workers = view.number(*here, "workers")
     each = view.number(*here, "cores_per_worker", default=1)
-    if provider != "local" and not cores and not workers and _left_to_auto(view, here):
+    known = provider == "local" or here == ("driver",)  # the driver's job has one core where nothing is written
+    if not known and not cores and not workers and _left_to_auto(view, here):
         what = f"the cores of a {provider} node are not known"
         remedy = "write the cores of a node, such as cores: 64, or a number of workers"
         problems.append(view.problem((*here, "cores"), what, "auto", remedy))
@@ -71,13 +73,18 @@ def _check_executor(view: View, name: str) -> list[Problem]:
     return problems
 
 
-def _check_times(view: View, here: tuple[str, str]) -> list[Problem]:
+def _check_times(view: View, here: tuple[str, ...]) -> list[Problem]:
     """Return what is wrong with the walltime and the drain of an executor."""
     given = {key: view.text(*here, key) for key in ("walltime", "drain")}
     try:
         spec = Executor.model_validate({"provider": "slurm"} | {key: text for key, text in given.items() if text})
     except ValueError:
         return []  # said already
+    if spec.seconds % 60 and view.text(*here, "provider") == "slurm":
+        minutes = spec.seconds // 60 + 1
+        what = "a block of Slurm lasts whole minutes: of 00:00:30 would become one without an end"
+        remedy = f"write {minutes // 60:02d}:{minutes % 60:02d}:00"
+        return [view.problem((*here, "walltime"), what, given["walltime"], remedy)]
     if spec.seconds and spec.drain_seconds < spec.seconds:
         return []
     if not spec.seconds:
@@ -88,7 +95,7 @@ def _check_times(view: View, here: tuple[str, str]) -> list[Problem]:
     return [view.problem((*here, "drain"), what, given["drain"], "write less than the walltime")]
 
 
-def _left_to_auto(view: View, executor: tuple[str, str]) -> bool:
+def _left_to_auto(view: View, executor: tuple[str, ...]) -> bool:
     """Return whether cores and workers are both left to auto."""
     keys = ("cores", "workers")
     known = all(view.path(*executor, key) not in view.bad for key in keys)
@@ -133,10 +140,19 @@ def _launches(word: str) -> bool:
 
 def check_filled_in(site: Site, name: str) -> list[str]:
     """Return a line for each option of an executor that still holds a place to fill in, such as ``<project>``."""
+    return _not_filled_in(site, f"executors.{name}", site.executors[name])
+
+
+def check_driver_filled_in(site: Site) -> list[str]:
+    """Return the same lines for the driver's own job; none where the site file does not describe it."""
+    return [] if site.driver is None else _not_filled_in(site, "driver", site.driver)
+
+
+def _not_filled_in(site: Site, place: str, spec: Executor) -> list[str]:
     return [
-        f"site {site.name}: executors.{name}.options.{key}: it is not set, got {value}; "
+        f"site {site.name}: {place}.options.{key}: it is not set, got {value}; "
         f"campaign sites {site.name} > my-{site.name}.yaml, write yours there, and name the file with --site"
-        for key, value in site.executors[name].options.items()
+        for key, value in spec.options.items()
         if re.search(r"<\w+>", str(value))
     ]
 

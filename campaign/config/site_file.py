@@ -52,6 +52,10 @@ def _seconds(clock: str) -> int:
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
 
 
+#: Of the driver's job, auto is one.
+OneOrMore = Annotated[Count, BeforeValidator(lambda value: 1 if value == "auto" else value)]
+
+
 class Executor(Model):
     """One pool of workers: where its nodes come from and how they are cut up."""
 
@@ -101,6 +105,12 @@ class Executor(Model):
         return int(self.workers) * self.cores_per_worker
 
 
+class Driver(Executor):
+    """The job of the driver itself."""
+
+    cores: OneOrMore = Field(1, description="cores of the driver's job; auto is one")
+
+
 class Site(Model):
     """A whole site file."""
 
@@ -121,7 +131,7 @@ class Site(Model):
         description="the command in front of each engine, as a list with {ranks} (and {node}) to fill",
     )
     environment: tuple[str, ...] = Field((), description="shell lines run before the workers start")
-    driver: Executor | None = Field(None, description="the job of the driver itself (run --detach): one core, for long")
+    driver: Driver | None = Field(None, description="the job of the driver itself (run --detach): one core, for long")
     scratch: FileName | None = Field(None, description="folder on the nodes for engines' temporary files (TMPDIR)")
 
     @property

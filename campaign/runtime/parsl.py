@@ -141,7 +141,9 @@ class ParslRunner:
             name = self._site.executor_for(record["stage"])
             spec = self._site.executors[name]
             needed = self._drain.get(name, spec.drain_seconds)
-            if record["state"] == "done" and spec.provider != "local" and record["seconds"] * MARGIN > needed:
+            if spec.drain != "auto" or spec.provider == "local":
+                continue  # fixed in the site file, or without an end
+            if record["state"] == "done" and record["seconds"] * MARGIN > needed:
                 # half of the block at most: with longer tasks it would stand idle more than it loses
                 self._drain[name] = min(math.ceil(record["seconds"] * MARGIN), spec.seconds // 2)
                 drain(self._kernel.executors[name], spec.seconds - self._drain[name])

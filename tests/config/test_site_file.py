@@ -16,6 +16,7 @@ from campaign.config import (
     site_path,
     template_path,
 )
+from campaign.config.site_checks import check_driver_filled_in
 from campaign.errors import InputError
 
 GOOD = """\
@@ -50,6 +51,25 @@ def test_a_good_site(tmp_path: Path) -> None:
     assert site.workers_per_node("cpu") == 2
     assert site.executors["cpu"].walltime == "02:00:00"
     assert load_site(write(tmp_path, dump(site))) == site
+
+
+def test_the_drivers_job_has_one_core_where_nothing_is_written(tmp_path: Path) -> None:
+    text = GOOD + "driver: {provider: slurm, walltime: 24:00:00, options: {account: <project>}}\n"
+    site = load_site(write(tmp_path, text))
+    assert site.driver is not None
+    assert site.driver.cores_of_node == 1
+    (unset,) = check_driver_filled_in(site)
+    assert unset.startswith("site cluster: driver.options.account: it is not set, got <project>; campaign sites")
+    assert check_driver_filled_in(load_site(write(tmp_path, text.replace("<project>", "me")))) == []
+    assert check_driver_filled_in(load_site(write(tmp_path, GOOD))) == []
+    site = load_site(write(tmp_path, text.replace("24:00:00", "24:00:00, cores: auto")))  # as runs once wrote it out
+    assert site.driver is not None
+    assert site.driver.cores_of_node == 1
+
+
+def test_pbs_counts_seconds(tmp_path: Path) -> None:
+    site = load_site(write(tmp_path, GOOD.replace("provider: pbs,", "provider: pbs, walltime: 00:30:30,")))
+    assert site.executors["gpu"].seconds == 1830
 
 
 def test_cores_that_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +107,27 @@ def test_slurm_starts_workers_on_every_node_and_pbs_asks_for_known_cores(
         ("    cores: 4\n", "", 4, "executors.cpu.cores", "auto", "cores: 64"),
         ("02:00:00", "2h", 8, "executors.cpu.walltime", "'2h'", "HH:MM:SS"),
         ("02:00:00", "00:00:00", 8, "executors.cpu.walltime", "00:00:00", "write 01:00:00"),
+        ("02:00:00", "00:00:30", 8, "executors.cpu.walltime", "00:00:30", "write 00:01:00"),
+        ("02:00:00", "01:59:10", 8, "executors.cpu.walltime", "01:59:10", "write 02:00:00"),
+        ("stages:", "driver: {provider: slrum}\nstages:", 11, "driver.provider", "'slrum'", "'slurm'"),
+        ("stages:", "driver: {provider: slurm, cores: 0}\nstages:", 11, "driver.cores", "0", "at least 1"),
+        (
+            "stages:",
+            "driver: {provider: slurm, options: {partiton: x}}\nstages:",
+            11,
+            "driver.options.partiton",
+            "'x'",
+            "'partition'",
+        ),
+        (
+            "stages:",
+            "driver: {provider: slurm, walltime: 00:00:00}\nstages:",
+            11,
+            "driver.walltime",
+            "00:00:00",
+            "write 01:00:00",
+        ),
+        ("stages:", "driver: {provider: local, nodes: 2}\nstages:", 11, "driver.nodes", "2", "write nodes: 1"),
         ("02:00:00", "02:00:00\n    drain: 02:00:00", 9, "executors.cpu.drain", "02:00:00", "less than the walltime"),
         ("02:00:00", "02:00:00\n    drain: soon", 9, "executors.cpu.drain", "'soon'", "HH:MM:SS"),
         ("02:00:00", "02:00:00\n    binding: tight", 9, "executors.cpu.binding", "'tight'", "block-reverse"),

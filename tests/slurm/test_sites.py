@@ -90,7 +90,7 @@ def test_a_folder_that_the_nodes_do_not_see_is_named(cluster: Any, site: Callabl
     cluster.stop("n4")
     if not cluster.start_node("n4", hidden=hidden.parent):
         pytest.skip("this machine lets nobody mount")
-    path = site(options={"partition": "work", "scheduler_options": "#SBATCH --nodelist=n4"}, walltime="00:00:30")
+    path = site(options={"partition": "work", "scheduler_options": "#SBATCH --nodelist=n4"}, walltime="00:01:00")
     with pytest.raises(InputError) as caught:
         list(try_site(load_site(path), 15.0, hidden))
     (problem,) = caught.value.problems
