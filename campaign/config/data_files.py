@@ -30,7 +30,7 @@ FRAME_NOTES = "frame_files.json"
 #: What a run directory keeps of the set of another campaign that it transfers.
 TRANSFER_NOTE = "transfer.json"
 
-#: What a run directory has at its top for itself: data files, which are copied there by their own names, take none of it.
+#: What a run directory has at its top for itself: no data file, copied there by its own name, may be called so.
 OWN = {
     *("campaign.yaml", "site.yaml", "driver.lock", "ledger.jsonl", "run.zarr", "tasks", "models", "validation", "logs"),
     *("report.html", "labels.json", "learning.json", "distillation.json", FRAME_NOTES, TRANSFER_NOTE),

@@ -62,8 +62,8 @@ def _check_executor(view: View, here: tuple[str, ...]) -> list[Problem]:
     cores = view.number(*here, "cores")
     workers = view.number(*here, "workers")
     each = view.number(*here, "cores_per_worker", default=1)
-    known = provider == "local" or here == ("driver",)  # the driver's job has one core where nothing is written
-    if not known and not cores and not workers and _left_to_auto(view, here):
+    alone = provider == "local" or here == ("driver",)  # the driver's job has one core where nothing is written
+    if not alone and not cores and not workers and _left_to_auto(view, here):
         what = f"the cores of a {provider} node are not known"
         remedy = "write the cores of a node, such as cores: 64, or a number of workers"
         problems.append(view.problem((*here, "cores"), what, "auto", remedy))

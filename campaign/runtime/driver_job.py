@@ -23,7 +23,7 @@ def job_of(site: Site) -> Executor:
     InputError
         The site has no batch system.
     """
-    found = site.driver
+    found: Executor | None = site.driver
     if found is None:
         usual = site.executors[site.stages.get("default", next(iter(site.stages.values())))]
         alone = {"nodes": 1, "cores": 1, "workers": "auto", "cores_per_worker": 1, "gpus": 0, "start": ()}
