@@ -155,7 +155,7 @@ def kill(process: subprocess.Popen[bytes], run: Path, how: str, rng: random.Rand
 
 def _is_rank(words: list[str]) -> bool:
     """Tell whether a process is an MPI rank of a segment, and not the launcher or what started that."""
-    return words[1:3] == ["-m", "campaign.engines.lammps_mpi"]
+    return words[1:4] == ["-P", "-m", "campaign.engines.lammps_mpi"]
 
 
 def _command(process: psutil.Process) -> list[str]:
