@@ -27,6 +27,9 @@ from campaign.tasks import TOKEN_VARIABLE
 #: Of the environment of an endpoint's worker, what is its own and not its machine's.
 FOREIGN = ("PARSL_", "GC_", "GLOBUS_", "CAMPAIGN_PROGRAM", TOKEN_VARIABLE)
 
+#: Where drivers start, in a run's folder.
+WORK = "_work"
+
 #: Seconds that a driver on another host may take until it holds its run directory.
 SLOW_START = 300.0
 
@@ -91,14 +94,20 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def start(folder: Path, words: list[str]) -> int:
-    """Start ``campaign WORDS`` in a run's folder, detached; return its process id."""
+    """Start ``campaign WORDS``, detached; return its process id.
+
+    Its working directory, from which jobs are submitted too, is a folder of its own in the run's, with nothing in it:
+    in the run's folder, the run directory would pass for a Python package of the campaign's name.
+    """
     from campaign.engines.process import start_detached
 
+    place = folder / WORK
+    place.mkdir(exist_ok=True)
     log = folder / "driver.log"
     with log.open("a", encoding="utf-8") as file:
         file.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}: campaign {' '.join(words)}\n")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    pid = start_detached(module_command("campaign.cli", *words), folder, log, safe_environment(environment))
+    pid = start_detached(module_command("campaign.cli", *words), place, log, safe_environment(environment))
     _write(folder / "driver.json", {"pid": pid, "host": socket.gethostname(), "since": time.time()})
     return pid
 

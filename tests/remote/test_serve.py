@@ -72,7 +72,8 @@ def test_nothing_in_the_runs_folder_is_imported_by_the_driver(root: Path, starte
     monkeypatch.setenv("PYTHONPATH", ":/somewhere:.")
     assert serve.answer(request("parsl", "__init__.py"))["started"] is True
     ((command, folder, environment),) = started
-    assert folder == root / "toy-1"
+    assert folder == root / "toy-1/_work"
+    assert list(folder.iterdir()) == []
     assert command[1:4] == ["-P", "-m", "campaign.cli"]
     assert environment["PYTHONSAFEPATH"] == "1"
     assert environment["PYTHONPATH"] == "/somewhere"
