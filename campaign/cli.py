@@ -13,15 +13,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from campaign import __version__
 from campaign.errors import CampaignError, DiskFull, InputError, StoreError, TooManyFailures
 from campaign.remote.commands import app as remote
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Find the smallest set of expensive calculations that gives a potential one can trust.",
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(remote, name="remote")
 
 DONE, MISSING, WRONG, INTERRUPTED = 0, 1, 2, 130
@@ -34,6 +30,21 @@ Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Sto
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try again what failed for good.")]
 Inline = Annotated[bool, typer.Option("--inline", help="Run every task in this process, without workers.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"campaign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def campaign(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Find the smallest set of expensive calculations that gives a potential one can trust."""
 
 
 def _say(text: str) -> None:

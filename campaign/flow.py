@@ -21,12 +21,14 @@ from campaign.stages.board import Board, Stage
 from campaign.store.rundir import FLUSH_EVERY, RunDirectory
 from campaign.tasks import Context, Json, Record, Task, remember
 
-#: Tasks handed to the runner at once, at most.
+#: Tasks handed to the runner at once, at most: so many, or two for each worker where that is more.
 IN_FLIGHT = 2000
 #: How often the machine may fail a task (worker or node lost) before the task itself is suspected.
 MACHINE_FAULTS = 5
 #: Seconds between two looks at what the user sees.
 LOOK = 0.5
+#: Seconds without a task at work that do not count as time of the campaign: a pause between two runs.
+PAUSE = 60.0
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Flow:
     max_failed
         Fraction of a stage's tasks that may be quarantined before the run stops.
     workers
-        How many tasks are done at once, for the estimate of the time left.
+        How many tasks are done at once.
     """
 
     def __init__(self, stages: Sequence[Stage], history: History, max_failed: float = 0.2, workers: int = 1) -> None:
@@ -79,7 +81,7 @@ class Flow:
         self.failures: list[Record] = []
         self.verdicts: dict[str, bool] = {}  # of finished validations, by name
         self.ran = False
-        self._settled_records: list[Record] = []
+        self._spans: list[tuple[float, float]] = []  # when tasks were at work, apart by more than ``PAUSE``
         self.frames = 0
         self.fresh_frames = 0
         self.started = time.time()
@@ -129,8 +131,8 @@ class Flow:
     def _settle(self, record: Record) -> None:
         stage = self._stage(record["task"], record["stage"])
         counts = self.counts[stage.name]
+        self._spans = _widened(self._spans, record["start"], record["start"] + record["seconds"])
         if record["state"] == "done":
-            self._settled_records.append(record)
             if "pass" in record["result"] and record["name"] != "reference":
                 self.verdicts[record["name"]] = bool(record["result"]["pass"])
             counts.done += 1
@@ -190,7 +192,8 @@ class Flow:
         while self._later and self._later[0][0] <= now:
             _, _, task = heapq.heappop(self._later)
             heapq.heappush(self._queue, (task.priority, next(self._count), task))
-        while self._queue and len(self.flying) < IN_FLIGHT:
+        most = max(IN_FLIGHT, 2 * self._workers)
+        while self._queue and len(self.flying) < most:
             _, _, task = heapq.heappop(self._queue)
             attempt = self._history.attempts.get(task.id, 0)
             runner.submit(task, Context(context.run, context.launch, attempt, context.token))
@@ -271,7 +274,8 @@ class Flow:
     def _over_budget(self, stage: Stage) -> bool:
         """Tell whether more of a stage failed than the campaign allows."""
         counts = self.counts[stage.name]
-        return counts.failed + counts.stopped_share > max(self._max_failed * max(stage.total(self.board), 1), 1)
+        failed = counts.failed + counts.stopped_share
+        return failed > 1 and failed > self._max_failed * stage.total(self.board)  # one is never too many
 
     def _overrun(self, stage: Stage) -> str:
         counts, total = self.counts[stage.name], stage.total(self.board)
@@ -347,7 +351,7 @@ class Flow:
             "eta": self._eta() if live else None,
             "loss": self._loss(logs) if logs is not None else None,
             "verdicts": dict(self.verdicts),
-            "seconds": max(self._span(), elapsed if self.ran else 0.0),
+            "seconds": max(sum(end - start for start, end in self._spans), elapsed if self.ran else 0.0),
         }
 
     def _refused(self) -> int:
@@ -358,6 +362,8 @@ class Flow:
 
     def _retried(self) -> list[dict[str, Json]]:
         """Return what failed so far of tasks that are to be tried again: a user who stops the run looks for it."""
+        if not self._history.tries:
+            return []
         waiting = [*(task for *_, task in self._queue), *(task for *_, task in self._later), *self.flying.values()]
         found: list[dict[str, Json]] = []
         for task in waiting:
@@ -365,18 +371,6 @@ class Flow:
                 found.append({"task": task.id, "stage": task.stage, "cause": tries[-1]["cause"], "attempts": tries})
                 found[-1] |= _of_frame(task.id, task.name) if task.stage == "label" else {}
         return found
-
-    def _span(self) -> float:
-        """Return the seconds in which tasks were at work; a pause of over a minute between runs does not count."""
-        known = sorted((r["start"], r["start"] + r["seconds"]) for r in [*self._settled_records, *self.failures])
-        total, until = 0.0, 0.0
-        for start, end in known:
-            if start > until + 60.0:
-                total += end - start
-            else:
-                total += max(0.0, end - until)
-            until = max(until, end)
-        return total
 
     def _stage_status(self, stage: Stage, live: bool) -> dict[str, Json]:
         counts = self.counts[stage.name]
@@ -413,6 +407,15 @@ class Flow:
                     found = (path.stat().st_mtime, float(json.loads(lines[-1])["loss"]))
                     latest = max(latest or found, found)
         return latest[1] if latest else None
+
+
+def _widened(spans: list[tuple[float, float]], start: float, end: float) -> list[tuple[float, float]]:
+    """Return the times in which tasks were at work with one more; between runs they stay apart."""
+    near = [span for span in spans if span[0] - PAUSE <= end and start - PAUSE <= span[1]]
+    if len(near) == 1 and near[0][0] <= start and end <= near[0][1]:
+        return spans
+    apart = [span for span in spans if span not in near]
+    return [*apart, (min([start, *(s for s, _ in near)]), max([end, *(e for _, e in near)]))]
 
 
 def _failure(record: Record) -> dict[str, Json]:

@@ -235,9 +235,8 @@ def export_of(run: Path, what: str, to: Path) -> int:
 
 def _workers(site: Site) -> int:
     """Return how many tasks a site does at once, at most."""
-    pools = [(name, site.executors[name]) for name in {site.executor_for(s) for s in site.stages if s != "default"}]
-    pools = pools or [(site.executor_for("sample"), site.executors[site.executor_for("sample")])]
-    return max(1, sum(site.workers_per_node(name) * pool.nodes * pool.max_blocks for name, pool in pools))
+    names = {site.executor_for(s) for s in site.stages if s != "default"} or {site.executor_for("sample")}
+    return max(1, sum(site.workers_per_block(name) * site.executors[name].max_blocks for name in names))
 
 
 def _recovered(stages: list[Stage], campaign: Campaign, directory: RunDirectory, retry: bool, workers: int) -> Flow:

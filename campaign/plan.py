@@ -186,11 +186,12 @@ def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str
             found.append({"name": name, "version": version(name)})
         except PackageNotFoundError:
             missing.append(f"engine {name}: this Python has no package {name}; install it with: pip install {name}")
-    many = any(getattr(m, "processes", 1) > 1 for m in spec.sample)
-    launch = site.launch.get("lammps")
-    if many and not launch:
+    ranks = _ranks("sample", spec)
+    executor = site.place("sample", ranks)
+    launch = site.launch_on(executor).get("lammps")
+    if ranks > 1 and not launch:
         missing.append(f"site {site.name}: launch.lammps: tasks of several MPI ranks need a launch command; add it")
-    elif many and launch and site.executors[site.executor_for("sample")].provider == "local":
+    elif ranks > 1 and launch and site.executors[executor].provider == "local":
         import os
         import sys
 
@@ -198,21 +199,22 @@ def _engines(spec: Campaign, site: Site) -> tuple[list[dict[str, str]], list[str
         if shutil.which(launch[0], path=path) is None:
             missing.append(f"site {site.name}: launch.lammps: there is no program {launch[0]} on PATH; correct it")
     if spec.label and spec.label.engine == "cp2k":
-        program = _cp2k(site, missing)
+        program = _cp2k(spec, site, missing)
         found += [{"name": "cp2k", "version": f"({program})"}] if program else []
     return found, missing
 
 
-def _cp2k(site: Site, missing: list[str]) -> str:
+def _cp2k(spec: Campaign, site: Site, missing: list[str]) -> str:
     """Return the program that does CP2K's single points; where this machine should have it and has not, say so."""
     from campaign.config.cp2k_data import PROGRAMS, program
     from campaign.config.site_checks import program_of
 
-    command = site.launch.get("cp2k", ())
+    executor = site.place("label", _ranks("label", spec), getattr(spec.label, "threads", 1))
+    command = site.launch_on(executor).get("cp2k", ())
     named = list(dict.fromkeys([command[0], program_of(command)])) if command else []
     if any(Path(word).name in CONTAINERS for word in command):
         named = named[:1]  # the program is in the image
-    if site.executors[site.executor_for("label")].provider == "local" and not site.environment:
+    if site.executors[executor].provider == "local" and not site.environment:
         absent = [word for word in named if shutil.which(word) is None]
         missing += [
             f"site {site.name}: launch.cp2k: there is no program {word} on PATH; install it, or correct the command"
@@ -251,15 +253,16 @@ def _stage(
             "learn": _learn_cost,
             "validate": _validate_cost,
         }[name](spec, atoms, sources)
-    executor = site.executor_for(name)
+    ranks = _ranks(name, spec)
+    executor = site.place(name, ranks, getattr(spec.label, "threads", 1) if name == "label" else 1)
     pool = site.executors[executor]
     return {
         "stage": name,
         "tasks": tasks,
         "what": what,
         "executor": executor,
-        "workers": site.workers_per_node(executor) * pool.nodes * pool.max_blocks,
-        "ranks": _ranks(name, spec),
+        "workers": site.workers_per_block(executor) * pool.max_blocks,
+        "ranks": ranks,
         "gpus": pool.gpus,
         "core_hours": round(seconds / 3600, 2),
     }

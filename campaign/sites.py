@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,12 @@ UNHEARD = "workers failed to register"
 #: What Slurm's commands say on a machine that has them and no controller: nothing about the site.
 AWAY = "configuration source|contact slurm controller|Connection refused|Zero Bytes|timed out|was stopped after"
 
+#: What Parsl says of a worker of another minor version of Python, or of another Parsl: it takes none.
+MISMATCH = "Manager version info (.+) does not match interchange version info (.+)"
+
+#: The remedy where a worker's Python is not the driver's.
+SAME = "activate the same environment in the site file's environment"
+
 #: Ranks that each engine is started on in a test, where a worker has as many cores.
 RANKS = 2
 
@@ -36,11 +42,8 @@ def describe(site: Site) -> Iterator[str]:
     """Yield the lines that say what a site will be asked for: blocks, submission scripts, launch lines."""
     for name, spec in site.executors.items():
         stages = [stage for stage, place in site.stages.items() if place == name]
-        workers = site.workers_per_node(name)
         yield f"executor {name} ({', '.join(stages) or 'no stage'}): {_blocks(spec)}"
-        each = f"{spec.cores_per_worker} core{'s' if spec.cores_per_worker > 1 else ''}"
-        gpus = f", {spec.gpus} GPUs dealt out to them" if spec.gpus else ""
-        yield f"  {workers} worker{'s' if workers > 1 else ''} of {each} on a node{gpus}"
+        yield f"  {_workers(site, name)}"
         if spec.provider == "local":
             continue
         yield f"  no task starts in the last {spec.drain_seconds} s of a block, or in as long as tasks are seen to take"
@@ -48,9 +51,29 @@ def describe(site: Site) -> Iterator[str]:
 
         yield "  the script of a block:"
         yield from (f"    {line}" for line in submission(site, name).splitlines())
-    for engine, words in site.launch.items():
-        line = " ".join(words).replace("{ranks}", str(RANKS))
-        yield f"{engine} on {RANKS} ranks: {line}{' python ...' if engine != 'cp2k' else ''}"
+    yield from _launches(site.launch, "")
+    for name, spec in site.executors.items():
+        yield from _launches(spec.launch, f" on {name}")
+
+
+def _workers(site: Site, name: str) -> str:
+    """Say how many workers an executor has, and how large they are."""
+    spec = site.executors[name]
+    if spec.nodes_per_worker:
+        each, count = spec.nodes_per_worker, site.workers_per_block(name)
+        nodes = f"{each} whole node{'s' if each > 1 else ''}, {site.cores_of_worker(name)} cores"
+        others = ", also for larger tasks of other stages"
+        return f"{count} worker{'s' if count > 1 else ''} a block, each with {nodes}{others}"
+    workers = site.workers_per_node(name)
+    cores = f"{spec.cores_per_worker} core{'s' if spec.cores_per_worker > 1 else ''}"
+    gpus = f", {spec.gpus} GPUs dealt out to them" if spec.gpus else ""
+    return f"{workers} worker{'s' if workers > 1 else ''} of {cores} on a node{gpus}"
+
+
+def _launches(launch: Mapping[str, Sequence[str]], where: str) -> Iterator[str]:
+    for engine, words in launch.items():
+        line = " ".join(words).replace("{ranks}", str(RANKS)).replace("{node_count}", "1")
+        yield f"{engine}{where} on {RANKS} ranks: {line}{' python ...' if engine != 'cp2k' else ''}"
 
 
 def _blocks(spec: Executor) -> str:
@@ -69,7 +92,7 @@ def refused(site: Site) -> list[str]:
 
     Only where this machine has the batch system's commands: elsewhere nothing is known.
     """
-    used = dict.fromkeys(site.stages.values())
+    used = dict.fromkeys([*site.stages.values(), *site.wide])
     problems: list[str] = []
     for name in used:
         spec = site.executors[name]
@@ -194,6 +217,8 @@ def try_site(site: Site, patience: float = 120.0, root: Path | None = None) -> I
         if record is None:
             waited = min(patience, time.time() - start)
             problems.append(f"{where}: no worker answered in {waited:.3g} s; {_silence(words)}")
+        elif found := re.search(MISMATCH, record["cause"]):
+            problems.append(f"{where}: the worker has {found[1]}, and this machine {found[2]}; {SAME}")
         elif record["state"] != "done":
             problems.append(f"{where}: no worker answered; {_silence(words or record['cause'])}")
         else:
@@ -233,10 +258,7 @@ def _faults(site: Site, name: str, record: Record) -> Iterable[str]:
     spec, seen = site.executors[name], record["result"]
     python = record["versions"]["python"]
     if python != platform.python_version():
-        yield (
-            f"the worker's Python {python} is not this one ({platform.python_version()}); "
-            "activate the same environment in the site file's environment"
-        )
+        yield f"the worker's Python {python} is not this one ({platform.python_version()}); {SAME}"
     yield from seen.get("faults", ())
     if seen and spec.gpus and not seen["gpus"]:
         yield (
@@ -263,7 +285,8 @@ def _launch_remedy(said: str) -> str:
 
 
 def _ranks(spec: Executor) -> int:
-    return min(RANKS, spec.cores_per_worker)
+    """Return how many ranks a test starts: one at least on each node of a worker."""
+    return max(RANKS, spec.nodes_per_worker) if spec.nodes_per_worker else min(RANKS, spec.cores_per_worker)
 
 
 def _answer(site: Site, patience: float, root: Path) -> tuple[Record | None, str]:
@@ -271,16 +294,16 @@ def _answer(site: Site, patience: float, root: Path) -> tuple[Record | None, str
     from campaign.runtime.parsl import ParslRunner
     from campaign.worker import run_task
 
-    (spec,) = site.executors.values()
+    ((name, spec),) = site.executors.items()
     with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=root) as folder:
         word = uuid.uuid4().hex
         (Path(folder) / "word").write_text(word)
-        params: dict[str, Json] = {"word": word, "ranks": _ranks(spec), "gpus": spec.gpus, "engines": list(site.launch)}
-        launch = {engine: list(words) for engine, words in site.launch.items()}
+        engines = list(site.launch_on(name))
+        params: dict[str, Json] = {"word": word, "ranks": _ranks(spec), "gpus": spec.gpus, "engines": engines}
         end = time.time() + patience
         runner = ParslRunner(run_task, site, Path(folder) / "logs", uuid.uuid4().hex, patience=2 * patience)
         try:
-            runner.submit(Task("probe", "try", params), Context(Path(folder), launch))
+            runner.submit(Task("probe", "try", params, extra={"ranks": _ranks(spec)}), Context(Path(folder)))
             records: list[Record] = []
             while not records and time.time() < end and not runner.words().startswith(REFUSED):
                 records = runner.wait(1.0)

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Json = Any
+
+_ordered = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 #: Set in the environment of every process a driver starts, so that the next driver finds what is left running.
 TOKEN_VARIABLE = "CAMPAIGN_DRIVER"
@@ -42,7 +45,8 @@ class Task:
     priority
         Lower runs first when workers are scarce. Not part of the id.
     extra
-        What the worker needs but what does not decide the result (JSON-able). Not part of the id.
+        What the worker needs but what does not decide the result (JSON-able). Not part of the id. ``ranks`` (or
+        ``processes``) and ``threads``, where they are not 1, say what it takes of the machine.
     """
 
     stage: str
@@ -57,13 +61,22 @@ class Task:
     def id(self) -> str:
         """16 hex digits: the same id means the same result."""
         decides = [self.stage, self.version, self.params, list(self.inputs)]
-        text = json.dumps(decides, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(_ordered(decides).encode(), digest_size=8).hexdigest()
 
     @property
     def number(self) -> int:
         """The id as an unsigned 64-bit integer (``Frames.task``)."""
         return int(self.id, 16)
+
+    @property
+    def ranks(self) -> int:
+        """MPI ranks that it starts."""
+        return int(self.extra.get("ranks") or self.extra.get("processes") or 1)
+
+    @property
+    def threads(self) -> int:
+        """Threads of each rank."""
+        return int(self.extra.get("threads", 1))
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON-able form that crosses process boundaries."""
@@ -227,8 +240,8 @@ def unpack(message: str) -> tuple[Task, Context]:
 
 
 def unpack_record(answer: str) -> Record:
-    """Return the record that a worker sent back as JSON text."""
-    return cast(Record, json.loads(answer))
+    """Return the record that a worker sent back as JSON text; all records share the names of what is in them."""
+    return cast(Record, {sys.intern(name): value for name, value in json.loads(answer).items()})
 
 
 #: Does a task: ``pack(task, context)`` -> record as JSON text. ``campaign.worker.run_task`` is the one there is.

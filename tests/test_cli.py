@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from campaign import __version__
+
 TOY = """
 campaign: toy
 seed: 4
@@ -179,3 +181,12 @@ def test_an_interrupt_is_130_and_resumable(toy: Path) -> None:
     assert "same command continues" in said
     assert json.loads(campaign("status", "runs/toy", "--json", cwd=toy).stdout)["state"] == "interrupted"
     assert campaign("run", "toy.yaml", "--inline", cwd=toy).returncode == 0
+
+
+def test_the_version_is_said_without_loading_anything(tmp_path: Path) -> None:
+    done = campaign("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"campaign {__version__}\n")
+    command = [sys.executable, "-X", "importtime", "-m", "campaign.cli", "--version"]
+    loaded = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
+    assert "typer" in loaded
+    assert not re.search(r"\| *(numpy|torch|zarr|parsl|ase|pydantic|yaml)$", loaded, re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 from campaign import flow as flow_module
-from campaign.flow import MACHINE_FAULTS, Flow, History, TooManyFailures
+from campaign.flow import MACHINE_FAULTS, PAUSE, Flow, History, TooManyFailures, _widened
+from campaign.runtime.runner import TOGETHER, InlineRunner
 from campaign.stages.board import Board
 from campaign.store.ledger import read_ledger
 from campaign.store.rundir import RunDirectory
-from campaign.tasks import Context, Record, Task, new_record
+from campaign.tasks import Context, Record, Task, new_record, unpack
 
 
 class Some:
@@ -204,3 +206,56 @@ def test_what_no_other_attempt_can_mend_is_not_tried_again(
     stage = drive(tmp_path, 20, rule, monkeypatch)
     assert tries["4"] == sent
     assert stage.settled[stage.tasks[4].id] == "quarantined"
+
+
+def test_the_time_at_work_leaves_out_pauses_between_runs() -> None:
+    """Whatever the order in which tasks are taken in."""
+    rng = np.random.default_rng(1)
+    starts = np.concatenate([rng.uniform(0, 200, 30), rng.uniform(1000, 1200, 30), [5000.0]])
+    tasks = [(float(s), float(s + rng.uniform(0, 30))) for s in 1e5 + starts]
+    total, until = 0.0, 0.0
+    for start, end in sorted(tasks):
+        total += end - start if start > until + PAUSE else max(0.0, end - until)
+        until = max(until, end)
+    for _ in range(5):
+        spans: list[tuple[float, float]] = []
+        for k in rng.permutation(len(tasks)):
+            spans = _widened(spans, *tasks[k])
+        assert len(spans) == 3
+        assert sum(end - start for start, end in spans) == pytest.approx(total)
+
+
+def test_tasks_that_take_no_time_share_a_flush_of_the_ledger(tmp_path: Path) -> None:
+    def work(message: str, **_: object) -> str:
+        task, _context = unpack(message)
+        time.sleep(task.params["delay"])
+        return json.dumps(new_record(task, 0))
+
+    runner = InlineRunner(work)
+    for k in range(50):
+        runner.submit(Task("noop", "", {"k": k, "delay": 0.0}), Context(tmp_path))
+    runner.submit(Task("noop", "", {"delay": 2 * TOGETHER}, priority=1), Context(tmp_path))
+    assert len(runner.wait(0)) == 1
+    found = 0
+    while records := runner.wait(0):
+        assert len(records) > 1 or found == 49
+        found += len(records)
+    assert found == 50
+
+
+def test_a_site_of_many_workers_is_kept_full(tmp_path: Path) -> None:
+    class Counting(Scripted):
+        most = 0
+
+        def wait(self, seconds: float) -> list[Record]:
+            self.most = max(self.most, len(self.queue))
+            return super().wait(seconds)
+
+    found = {}
+    for workers in (1, 1500):
+        runner = Counting(lambda name, sent: "done")
+        with RunDirectory(tmp_path / str(workers)) as directory:
+            flow = Flow([Some(4000)], History(), workers=workers)
+            flow.run(runner, directory, Context(directory.path), lambda: None)
+        found[workers] = runner.most
+    assert found == {1: flow_module.IN_FLIGHT, 1500: 3000}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from campaign.config import load_site, site_names
 from campaign.errors import InputError
 from campaign.sites import describe, refused, try_site
 from campaign.stages import probe
-from campaign.tasks import Context, Record, Task, new_record
+from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, new_record
 
 
 class Deaf:
@@ -122,3 +125,109 @@ def test_pbs_is_asked_for_its_queues(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert len(found) == problems
     assert "options.queue: PBS has no such queue, got debgu; " in found[0]
     assert "'debug'" in found[0]
+
+
+def test_a_worker_whose_python_parsl_does_not_take_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool of workers says that it is of another Python, as one of another installation would."""
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setenv(TOKEN_VARIABLE, "")
+    (tmp_path / "pool.py").write_text(
+        "import collections, runpy, sys\n"
+        "if __name__ == '__main__':\n"
+        "    import parsl.executors.high_throughput.process_worker_pool as pool\n"
+        "    version = collections.namedtuple('version', 'major minor micro releaselevel serial')\n"
+        "    sys.version_info = version(3, 99, 0, 'final', 0)\n"
+        "    runpy.run_path(pool.__file__, run_name='__main__')\n"
+    )
+    line = f'process_worker_pool.py() {{ {sys.executable} {tmp_path / "pool.py"} "$@"; }}'
+    site = load_site("local").model_copy(update={"environment": (line,)})
+    with pytest.raises(InputError) as caught:
+        list(try_site(site, 60.0, tmp_path / "runs"))
+    (problem,) = caught.value.problems
+    assert problem.startswith("site local: executor cpu: the worker has py.v=3.99 parsl.v=")
+    assert f", and this machine py.v=3.{sys.version_info.minor} parsl.v=" in problem
+    assert problem.endswith("; activate the same environment in the site file's environment")
+
+
+def test_a_worker_of_another_build_of_python_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one, where the system's Python is another 3.11 than this one: Parsl takes it, campaign does not."""
+    other = Path("/usr/bin/python3")
+    mine = ".".join(platform.python_version_tuple()[:2])
+    version = subprocess.run([other, "-V"], capture_output=True, text=True).stdout.split()[-1] if other.exists() else ""
+    if version == platform.python_version() or not version.startswith(f"{mine}."):
+        pytest.skip("the system's Python is not one that can run this one's packages, or the very same")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setenv(TOKEN_VARIABLE, "")
+    packages = os.pathsep.join([str(Path(__file__).parents[1]), *(p for p in sys.path if p.endswith("site-packages"))])
+    line = f'process_worker_pool.py() {{ PYTHONPATH={packages} {other} $(type -P process_worker_pool.py) "$@"; }}'
+    site = load_site("local").model_copy(update={"environment": (line,), "launch": {}})
+    with pytest.raises(InputError) as caught:
+        list(try_site(site, 60.0, tmp_path / "runs"))
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"site local: executor cpu: the worker's Python {version} is not this one")
+
+
+def test_whole_nodes_are_described(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "site: s\nexecutors: {wide: {provider: slurm, cores: 64, nodes: 4, nodes_per_worker: 2,"
+        ' launch: {lammps: [srun, -n, "{ranks}"]}}}\nstages: {default: wide}\n'
+    )
+    text = "\n".join(describe(load_site(str(tmp_path / "s.yaml"))))
+    assert "  2 workers a block, each with 2 whole nodes, 128 cores" in text
+    assert "lammps on wide on 2 ranks: srun -n 2 python ..." in text
+
+
+def test_a_worker_tells_when_its_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "word").write_text("mine")
+    monkeypatch.setattr("os.fsync", full)
+    task = Task("probe", "try", {"word": "mine", "engines": ["lammps"], "ranks": 1, "gpus": 0})
+    (fault,) = probe.work(task, Context(tmp_path)).summary["faults"]
+    assert fault.startswith(f"4 MB could not be written into {tmp_path} ({os.strerror(errno.ENOSPC)}); make room, ask")
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "words"),
+    [
+        (
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+            "partition: cpu, account: physics",
+            "options.account: Slurm refuses it (Batch job submission failed: Invalid account or account/partition "
+            "combination specified), got physics; write the account that your hours are on",
+        ),
+        ("sbatch: error: You must specify an account.", "partition: cpu", "got no account; write the account that"),
+        ("sbatch: error: Invalid qos specification", "partition: cpu, qos: regular", "options.qos: Slurm refuses it"),
+    ],
+)
+def test_what_slurm_says_of_accounts_is_passed_on_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, options: str, words: str
+) -> None:
+    """The words are Slurm's own; the real one of ``tests/slurm`` keeps no accounts."""
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "s.yaml").write_text(
+        f"site: s\nexecutors:\n  cpu: {{provider: slurm, cores: 4, options: {{{options}}}}}\nstages: {{default: cpu}}\n"
+    )
+    (problem,) = refused(load_site(str(tmp_path / "s.yaml")))
+    assert problem.startswith("site s: executors.cpu.options.")
+    assert words in problem
+
+
+def test_what_qsub_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PBS has no way to ask beforehand; the test's own submission finds it."""
+    monkeypatch.setenv(TOKEN_VARIABLE, "")
+    for name, lines in {"qsub": "echo 'qsub: Invalid account MSG=physics' >&2; exit 1", "qstat": "exit 0"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "s.yaml").write_text(
+        "site: s\nexecutors: {cpu: {provider: pbs, cores: 4, options: {account: physics}}}\nstages: {default: cpu}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        list(try_site(load_site(str(tmp_path / "s.yaml")), 30.0, tmp_path / "runs"))
+    (problem,) = caught.value.problems
+    assert problem.startswith("site s: executor cpu: no worker answered in ")
+    assert "qsub: Invalid account MSG=physics" in problem

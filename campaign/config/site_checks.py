@@ -17,6 +17,9 @@ from campaign.config.yaml_lines import Problem, show
 if TYPE_CHECKING:
     from campaign.config.load import Loaded
 
+#: What campaign fills in in a launch command.
+FILLED = ("{ranks}", "{node}", "{nodes}", "{node_count}", "{ranks_per_node}")
+
 #: Programs that start others on MPI ranks, as many as they are told, or as they find cores.
 LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun", "srun", "aprun", "jsrun")
 
@@ -36,11 +39,12 @@ def check_site(view: View) -> list[Problem]:
         problems += _check_executor(view, ("executors", name))
     if view.mapping("driver"):
         problems += _check_executor(view, ("driver",))
-    for engine, command in view.mapping("launch").items():
-        if engine not in ENGINES:
-            what = "there is no engine of this name to launch"
-            problems.append(view.problem(("launch", engine), what, show(command), suggest(engine, ENGINES)))
-        problems += _check_command(view, engine)
+    for place in (("launch",), *(("executors", name, "launch") for name in executors)):
+        for engine, command in view.mapping(*place).items():
+            if engine not in ENGINES:
+                what = "there is no engine of this name to launch"
+                problems.append(view.problem((*place, engine), what, show(command), suggest(engine, ENGINES)))
+            problems += _check_command(view, (*place, engine))
     return problems
 
 
@@ -62,6 +66,8 @@ def _check_executor(view: View, here: tuple[str, ...]) -> list[Problem]:
     cores = view.number(*here, "cores")
     workers = view.number(*here, "workers")
     each = view.number(*here, "cores_per_worker", default=1)
+    if view.number(*here, "nodes_per_worker", default=0):
+        return [*problems, *_check_whole_nodes(view, here)]
     alone = provider == "local" or here == ("driver",)  # the driver's job has one core where nothing is written
     if not alone and not cores and not workers and _left_to_auto(view, here):
         what = f"the cores of a {provider} node are not known"
@@ -71,6 +77,24 @@ def _check_executor(view: View, here: tuple[str, ...]) -> list[Problem]:
         what = f"{workers:g} workers of {each:g} cores are more than the node's {cores:g} cores"
         problems.append(view.problem((*here, "workers"), what, workers, f"write {max(1, cores // each):g}"))
     return problems
+
+
+def _check_whole_nodes(view: View, here: tuple[str, ...]) -> Iterator[Problem]:
+    """Yield what does not go with workers of whole nodes: Parsl's MPIExecutor has none of it."""
+    each, nodes = (view.number(*here, key, default=1) or 1 for key in ("nodes_per_worker", "nodes"))
+    place = (*here, "nodes_per_worker")
+    if view.text(*here, "provider") == "local":
+        yield view.problem(place, "a local block is this machine alone", f"{each:g}", "remove it")
+    elif nodes % each:
+        what = f"a block of {nodes:g} nodes cannot be cut into workers of {each:g}"
+        yield view.problem((*here, "nodes"), what, f"{nodes:g}", f"write {max(1, round(nodes / each)) * each:g}")
+    if not view.number(*here, "cores"):
+        what = "the cores of a whole node must be known"
+        yield view.problem((*here, "cores"), what, "auto", "write the cores of a node, such as cores: 64")
+    for key, usual in (("workers", "auto"), ("cores_per_worker", 1), ("binding", "none"), ("start", [])):
+        got = view.get(*here, key)
+        if got not in (None, usual):
+            yield view.problem((*here, key), "workers of whole nodes have no use for it", show(got), "remove it")
 
 
 def _check_times(view: View, here: tuple[str, ...]) -> list[Problem]:
@@ -102,28 +126,29 @@ def _left_to_auto(view: View, executor: tuple[str, ...]) -> bool:
     return known and all(view.get(*executor, key) in (None, "auto") for key in keys)
 
 
-def _check_command(view: View, engine: str) -> list[Problem]:
+def _check_command(view: View, place: tuple[str, ...]) -> list[Problem]:
     problems: list[Problem] = []
-    words = view.items("launch", engine)
+    engine, words = place[-1], view.items(*place)
     if not all(isinstance(word, str) for word in words):
         return problems
     for i, word in enumerate(words):
         if " " in word.strip():
             what = "each word of the command is an entry of its own"
             remedy = "write [" + ", ".join(f'"{w}"' for w in word.split()) + "]"
-            problems.append(view.problem(("launch", engine, i), what, show(word), remedy))
-        unknown = [p for p in re.findall(r"\{[^}]*\}", word) if p not in ("{ranks}", "{node}")]
+            problems.append(view.problem((*place, i), what, show(word), remedy))
+        unknown = [p for p in re.findall(r"\{[^}]*\}", word) if p not in FILLED]
         if unknown:
             what = f"{unknown[0]} is nothing that campaign fills in"
-            problems.append(view.problem(("launch", engine, i), what, show(word), 'write "{ranks}"'))
+            remedy = "write " + " or ".join(f'"{name}"' for name in FILLED)
+            problems.append(view.problem((*place, i), what, show(word), remedy))
     alone = engine == "cp2k" and not (words and _launches(words[0]))  # a program of one rank
     if words and not alone and not any("{" in w for w in words):
         what = "the command does not say how many ranks to start"
         remedy = 'write "{ranks}" where the number goes, such as [mpiexec, -n, "{ranks}"]'
-        problems.append(view.problem(("launch", engine), what, show(words), remedy))
+        problems.append(view.problem(place, what, show(words), remedy))
     if words and engine == "cp2k" and not program_of(words):
         what = "the command does not end with CP2K's program"
-        problems.append(view.problem(("launch", engine), what, show(words), "add it as the last word: cp2k.psmp"))
+        problems.append(view.problem(place, what, show(words), "add it as the last word: cp2k.psmp"))
     return problems
 
 
@@ -188,18 +213,20 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
         ranks = sampling.processes
         name = "ranks" if ranks == sampling.ranks else "walkers_per_task"
         got = f"{ranks}" if name == "ranks" else f"{sampling.walkers_per_task} of {sampling.ranks} ranks"
-        if ranks > 1 and not site.launch.get("lammps"):
+        known = stage in site.stages or "default" in site.stages
+        launch = site.launch_on(site.place(stage, ranks)) if known else site.launch
+        if ranks > 1 and not launch.get("lammps"):
             remedy = f"write 'lammps: [mpiexec, -n, \"{{ranks}}\"]' under launch of the site file, or {name}: 1"
             what = f"site {site.name} has no command to launch LAMMPS on several ranks"
             say(f"{key}.{name}", what, got, remedy)
-        if stage in site.stages or "default" in site.stages:
-            fault = _too_many_ranks(site, site.executor_for(stage), ranks, sampling.ranks if name != "ranks" else 0)
+        if known:
+            fault = _too_many_ranks(site, stage, ranks, sampling.ranks if name != "ranks" else 0)
             if fault:
                 say(f"{key}.{name}", fault[0], got, fault[1])
     problems += _label_problems(loaded, site)
     problems += _train_problems(loaded, site)
     used = {site.executor_for(stage) for stage in spec.stages if stage in site.stages or "default" in site.stages}
-    unset = [line for name in sorted(used) for line in check_filled_in(site, name)]
+    unset = [line for name in sorted(used.union(site.wide)) for line in check_filled_in(site, name)]
     return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)] + unset
 
 
@@ -213,25 +240,25 @@ def _label_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
         places = (f"label.{key}", "label.engine", "label")
         return Problem(next((loaded.lines[k] for k in places if k in loaded.lines), 1), places[0], what, got, remedy)
 
-    command = site.launch.get("cp2k", ())
+    known = "label" in site.stages or "default" in site.stages
+    launch = site.launch_on(site.place("label", label.ranks, label.threads)) if known else site.launch
+    command = launch.get("cp2k", ())
     if label.ranks > 1 and not any("{ranks}" in word for word in command):
         what = f"site {site.name} has no command to launch CP2K on several ranks"
         example = 'cp2k: [/usr/bin/mpirun, -n, "{ranks}", --bind-to, none, cp2k.psmp]'
         remedy = f"write '{example}' under launch of the site file, or ranks: 1"
         yield problem("ranks", what, f"{label.ranks}", remedy)
-    if "label" not in site.stages and "default" not in site.stages:
+    if not known or site.fits(site.place("label", label.ranks, label.threads), label.ranks, label.threads):
         return
     name = site.executor_for("label")
-    cores, each, needed = site.cores_per_node(name), site.executors[name].cores_per_worker, label.ranks * label.threads
-    if needed <= each:
-        return
+    cores, each, needed = site.cores_per_node(name), site.cores_of_worker(name), label.ranks * label.threads
     key = "ranks" if label.ranks > 1 else "threads"
     got = f"{label.ranks}" if label.threads == 1 else f"{label.threads}"
     if label.ranks > 1 and label.threads > 1:
         got = f"{label.ranks} ranks of {label.threads} threads"
-    if needed > cores:
+    if needed > cores or site.executors[name].nodes_per_worker:
         what = f"a single point on {needed} cores does not fit a node of executor {name} of site {site.name} ({cores})"
-        yield problem(key, what, got, f"use {cores} cores or less, or choose a site with larger nodes")
+        yield problem(key, what, got, _more_nodes(site, f"use {max(cores, each)} cores or less", cores, needed))
         return
     what = f"a worker of executor {name} of site {site.name} has {each} core{'s' if each > 1 else ''}, not {needed}"
     many = f"{cores // needed} single points" if cores // needed > 1 else "1 single point"
@@ -258,7 +285,8 @@ def _train_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
         yield problem("device", what, remedy)
     if spec.processes == 1:
         return
-    if not any("{ranks}" in word for word in site.launch_training):
+    place = site.place("train", spec.processes) if known else ""
+    if place and not any("{ranks}" in word for word in site.launch_training(place)):
         what = f"site {site.name} has no command to launch a training on several processes"
         remedy = "write 'train: [mpiexec, -n, \"{ranks}\"]' under launch of the site file, or processes: 1"
         yield problem("processes", what, remedy)
@@ -269,34 +297,44 @@ def _train_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
             what = f"a worker of executor {name} of site {site.name} has {each} GPU{'s' if each > 1 else ''}"
             fewer = f"fewer workers a node for {name} in the site file, such as workers: 1, or processes: {each}"
             yield problem("processes", what, f"write {fewer}")
-    fault = _too_many_ranks(site, name, spec.processes) if known else None
+    fault = _too_many_ranks(site, "train", spec.processes) if known else None
     if fault:
         yield problem("processes", fault[0], fault[1].replace("or ranks:", "or processes:"))
 
 
-def _too_many_ranks(site: Site, name: str, ranks: int, walker: int = 0) -> tuple[str, str] | None:
-    """Return what is wrong with a task of ``ranks`` on an executor, and the remedy.
+def _too_many_ranks(site: Site, stage: str, ranks: int, walker: int = 0) -> tuple[str, str] | None:
+    """Return what is wrong with a task of ``ranks`` of a stage on a site, and the remedy.
 
     Its ranks run beside the worker that starts them: more of them than the worker has cores would take the cores of
     the others. ``walker`` are the ranks of one walker where the task has several walkers, else 0.
     """
-    cores, each = site.cores_per_node(name), site.executors[name].cores_per_worker
-    if ranks > cores:
+    if site.fits(site.place(stage, ranks), ranks):
+        return None
+    name = site.executor_for(stage)
+    cores, each = site.cores_per_node(name), site.cores_of_worker(name)
+    if ranks > cores or site.executors[name].nodes_per_worker:
         what = f"executor {name} of site {site.name} has nodes of {cores} cores"
-        if walker:
-            what = f"{what}, and a task of it {ranks} ranks"
-            return what, f"write {max(1, cores // walker)} or less, or choose a site with larger nodes"
-        return what, f"write {cores} or less, or choose a site with larger nodes"
-    if ranks > each:
-        what = f"a worker of executor {name} of site {site.name} has {each} core{'s' if each > 1 else ''}"
-        walkers = f"{cores // ranks} such walkers" if cores // ranks > 1 else "1 such walker"
-        site_file = f"write cores_per_worker: {ranks} for executor {name} in the site file (then a node runs {walkers})"
-        if walker:
-            site_file = site_file.replace("such walkers", "such tasks").replace("such walker", "such task")
-            what = f"{what}, and a task of it {ranks} ranks"
-            return what, f"{site_file}, or walkers_per_task: {max(1, each // walker)}"
-        return what, f"{site_file}, or ranks: {each}"
-    return None
+        wide = max(map(site.cores_of_worker, site.wide), default=0)
+        what += f", and no worker of whole nodes more than {wide}" if wide else ""
+        what += f", and a task of it {ranks} ranks" if walker else ""
+        most = max(cores, wide)
+        return what, _more_nodes(site, f"write {max(1, most // walker) if walker else most} or less", cores, ranks)
+    what = f"a worker of executor {name} of site {site.name} has {each} core{'s' if each > 1 else ''}"
+    walkers = f"{cores // ranks} such walkers" if cores // ranks > 1 else "1 such walker"
+    site_file = f"write cores_per_worker: {ranks} for executor {name} in the site file (then a node runs {walkers})"
+    if walker:
+        site_file = site_file.replace("such walkers", "such tasks").replace("such walker", "such task")
+        what = f"{what}, and a task of it {ranks} ranks"
+        return what, f"{site_file}, or walkers_per_task: {max(1, each // walker)}"
+    return what, f"{site_file}, or ranks: {each}"
+
+
+def _more_nodes(site: Site, fewer: str, cores: int, needed: int) -> str:
+    """Return the remedy for a task that is larger than a node."""
+    if all(spec.provider == "local" for spec in site.executors.values()):
+        return f"{fewer}, or choose a site with larger nodes"
+    nodes = -(-needed // cores)
+    return f"{fewer}, or add an executor with 'nodes: {nodes}' and 'nodes_per_worker: {nodes}' to the site file"
 
 
 def _missing_gpus(executor: Executor) -> int:

@@ -64,6 +64,10 @@ class Executor(Model):
     cores: CountOrAuto = Field("auto", description="cores of a node; auto is for the local provider")
     workers: CountOrAuto = Field("auto", description="workers of a node; auto is one for each cores_per_worker cores")
     cores_per_worker: Count = Field(1, description="cores of a worker: as many as the MPI ranks of its walkers")
+    nodes_per_worker: NonNegativeInteger = Field(
+        0,
+        description="whole nodes of a worker, for MPI tasks larger than a node; 0 is for workers within a node",
+    )
     gpus: NonNegativeInteger = Field(0, description="GPUs of a node")
     max_blocks: Count = Field(1, description="most blocks held at once")
     walltime: str = Field(
@@ -82,6 +86,9 @@ class Executor(Model):
     )
     start: tuple[str, ...] = Field(
         (), description="options of the srun (slurm) or mpiexec (pbs) that starts the workers on a block's nodes"
+    )
+    launch: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="the command in front of an engine, where the site's own does not serve here"
     )
     options: Scalars = Field(default_factory=dict, description="the provider's own: partition, account, queue ...")
 
@@ -128,16 +135,58 @@ class Site(Model):
     stages: dict[str, str] = Field(description="the executor of each stage", examples=["{default: cpu}"])
     launch: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
-        description="the command in front of each engine, as a list with {ranks} (and {node}) to fill",
+        description="the command in front of each engine, as a list with {ranks} to fill, and {node}, {nodes}, "
+        "{node_count}, {ranks_per_node}",
     )
     environment: tuple[str, ...] = Field((), description="shell lines run before the workers start")
     driver: Driver | None = Field(None, description="the job of the driver itself (run --detach): one core, for long")
     scratch: FileName | None = Field(None, description="folder on the nodes for engines' temporary files (TMPDIR)")
 
+    def launch_on(self, executor: str) -> dict[str, tuple[str, ...]]:
+        """Return the command in front of each engine on an executor: its own, or else the site's."""
+        return {**self.launch, **self.executors[executor].launch}
+
+    def launch_training(self, executor: str) -> tuple[str, ...]:
+        """Return the command in front of a training on several processes: its own, or else that of LAMMPS."""
+        found = self.launch_on(executor)
+        return found.get("train", found.get("lammps", ()))
+
     @property
-    def launch_training(self) -> tuple[str, ...]:
-        """The command in front of a training on several processes: that of LAMMPS where there is none of its own."""
-        return self.launch.get("train", self.launch.get("lammps", ()))
+    def wide(self) -> list[str]:
+        """The executors whose workers are whole nodes."""
+        return [name for name, found in self.executors.items() if found.nodes_per_worker]
+
+    def place(self, stage: str, ranks: int = 1, threads: int = 1) -> str:
+        """Return the name of the executor that runs a task of ``stage``, by what it needs.
+
+        It is the stage's own where the task fits a worker of it; else the smallest of those whose workers are whole
+        nodes. Where it fits nowhere it is the stage's own again: ``check_together`` has said so before.
+        """
+        own = self.executor_for(stage)
+        if self.fits(own, ranks, threads):
+            return own
+        wide = [name for name in self.wide if self.executors[name].gpus >= self.executors[own].gpus]
+        wide = [name for name in wide if self.fits(name, ranks, threads)]
+        return min(wide, key=self.cores_of_worker, default=own)
+
+    def fits(self, executor: str, ranks: int, threads: int = 1) -> bool:
+        """Tell whether a worker of ``executor`` has a core for each thread of a task's MPI ranks."""
+        nodes = self.executors[executor].nodes_per_worker
+        each = self.cores_per_node(executor) if nodes else self.executors[executor].cores_per_worker
+        return -(-ranks // max(1, nodes)) * threads <= each
+
+    def cores_of_worker(self, executor: str) -> int:
+        """Return the cores of one worker of ``executor``."""
+        found = self.executors[executor]
+        nodes = found.nodes_per_worker
+        return nodes * self.cores_per_node(executor) if nodes else found.cores_per_worker
+
+    def workers_per_block(self, executor: str) -> int:
+        """Return the workers of one block of ``executor``."""
+        found = self.executors[executor]
+        if found.nodes_per_worker:
+            return found.nodes // found.nodes_per_worker
+        return self.workers_per_node(executor) * found.nodes
 
     def executor_for(self, stage: str) -> str:
         """Return the name of the executor that runs ``stage``.

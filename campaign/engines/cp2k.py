@@ -269,12 +269,13 @@ def command_of(task: Task, context: Context) -> list[str]:
     MachineFault
         The site names no command, and one is needed.
     """
-    ranks, threads = int(task.extra.get("ranks", 1)), int(task.extra.get("threads", 1))
-    words = [w.format(ranks=ranks, threads=threads, node=process.node()) for w in context.launch.get("cp2k", [])]
+    words = process.fill(context.launch.get("cp2k", []), task.ranks)
     if not words:
         program = cp2k_data.program()
-        if ranks > 1:
-            raise MachineFault(f"The site has no launch.cp2k, and CP2K is to run on {ranks} ranks; add it to the site.")
+        if task.ranks > 1:
+            raise MachineFault(
+                f"The site has no launch.cp2k, and CP2K is to run on {task.ranks} ranks; add it to the site."
+            )
         if program is None:
             raise MachineFault(
                 "CP2K was not found on this machine; put it on PATH, or name it in the site's launch.cp2k."
@@ -285,7 +286,7 @@ def command_of(task: Task, context: Context) -> list[str]:
 
 def environment_of(task: Task) -> dict[str, str]:
     """Return what CP2K's processes get set: threads, data folder, and that root may run OpenMPI."""
-    found = {"OMP_NUM_THREADS": str(int(task.extra.get("threads", 1)))}
+    found = {"OMP_NUM_THREADS": str(task.threads)}
     data = cp2k_data.data_folder()
     if data is not None:
         found["CP2K_DATA_DIR"] = str(data)
@@ -304,7 +305,7 @@ def _run(folder: Path, asked: cp2k_output.Asked, task: Task, context: Context) -
     except EngineError as error:
         fault = error
     text = cp2k_output.read_text(folder / OUTPUT)
-    check_ranks(text, int(task.extra.get("ranks", 1)), folder)
+    check_ranks(text, task.ranks, folder)
     if fault is None:
         try:
             return cp2k_output.read_result(text, asked)

@@ -70,8 +70,7 @@ def run_job(job: Job, context: Context, task: Task) -> dict[int, Stretch]:
 def _launch(job: Job, launch: list[str], folder: Path) -> dict[int, Stretch]:
     """Run a job over MPI ranks; return its walkers' segments, or those of the ones that ended it."""
     _write_job(job, folder)
-    ranks = str(job.ranks * len(job.walkers))
-    command = [word.replace("{ranks}", ranks).replace("{node}", process.node()) for word in launch]
+    command = process.fill(launch, job.ranks * len(job.walkers))
     command += module_command("campaign.engines.lammps_mpi", str(folder))
     try:
         process.run(command, folder, environment=ONE_THREAD)

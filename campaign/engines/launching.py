@@ -48,7 +48,7 @@ def try_engine(engine: str, context: Context, ranks: int, folder: Path) -> dict[
 
 
 def _try_python(engine: str, context: Context, ranks: int, folder: Path) -> dict[str, Json]:
-    words = [w.replace("{ranks}", str(ranks)).replace("{node}", process.node()) for w in context.launch[engine]]
+    words = process.fill(context.launch[engine], ranks)
     command = [*words, *module_command("campaign.engines.launching")]
     printed = process.run(command, folder, PATIENCE, ONE_THREAD)
     found = [json.loads(line[line.index("{") :]) for line in printed.splitlines() if line.rstrip().endswith("}")]

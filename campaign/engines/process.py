@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -109,6 +110,23 @@ def _wait(process: subprocess.Popen[bytes], timeout: float | None) -> int:
 def node() -> str:
     """Return the name of this node as the batch system knows it: what ``{node}`` stands for in a launch command."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def fill(words: Sequence[str], ranks: int) -> list[str]:
+    """Return a site's launch command for a task of some MPI ranks.
+
+    ``{nodes}`` are those that Parsl's ``MPIExecutor`` gave the task (as many as there are ranks, at most), separated by
+    commas, and ``{node_count}`` how many they are; for a worker within a node they are that node.
+    """
+    nodes = os.environ.get("PARSL_MPI_NODELIST", node()).split(",")[:ranks]
+    known = {
+        "{ranks}": str(ranks),
+        "{node}": node(),
+        "{nodes}": ",".join(nodes),
+        "{node_count}": str(len(nodes)),
+        "{ranks_per_node}": str(-(-ranks // len(nodes))),
+    }
+    return [re.sub(r"\{\w+\}", lambda found: known.get(found[0], found[0]), word) for word in words]
 
 
 def _check_program(program: str, folder: Path, environment: Mapping[str, str]) -> None:

@@ -109,7 +109,7 @@ def train(
     assert execution.checkpoint is not None
     folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=execution.checkpoint.parent))
     _write(folder, frames, spec, seed, counted, execution, start)
-    words = [word.replace("{ranks}", str(execution.processes)) for word in execution.launch]
+    words = process.fill(execution.launch, execution.processes)
     try:
         process.run(
             [*words, *module_command("campaign.engines.training_ranks", str(folder))],

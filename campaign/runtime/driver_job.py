@@ -26,7 +26,15 @@ def job_of(site: Site) -> Executor:
     found: Executor | None = site.driver
     if found is None:
         usual = site.executors[site.stages.get("default", next(iter(site.stages.values())))]
-        alone = {"nodes": 1, "cores": 1, "workers": "auto", "cores_per_worker": 1, "gpus": 0, "start": ()}
+        alone = {
+            "nodes": 1,
+            "cores": 1,
+            "workers": "auto",
+            "cores_per_worker": 1,
+            "nodes_per_worker": 0,
+            "gpus": 0,
+            "start": (),
+        }
         options = {k: v for k, v in usual.options.items() if k not in ("gpus_per_node", "gres", "mem_per_node")}
         if usual.provider == "slurm":
             options["exclusive"] = False

@@ -1,4 +1,10 @@
-"""Parsl as the runner: one HighThroughputExecutor for each pool of workers in the site file."""
+"""Parsl as the runner: an executor for each pool of workers in the site file.
+
+Workers within a node are those of a HighThroughputExecutor. Those of whole nodes are an MPIExecutor's: they sit on the
+first node of a block, and each task is given nodes of the block for its MPI ranks. All tasks of such an executor get as
+many nodes (``nodes_per_worker``), and a block has no more workers than it has room for: Parsl's own queue for tasks
+that must wait for nodes loses some, and can loop for ever (Parsl#3829, #3800).
+"""
 
 from __future__ import annotations
 
@@ -99,17 +105,18 @@ class ParslRunner:
 
     def submit(self, task: Task, context: Context) -> None:
         """Queue a task on its stage's executor; a lower priority number runs first."""
-        context = replace(context, sent=next(self._count))
+        name = self._site.place(task.stage, task.ranks, task.threads)
+        launch = {engine: list(words) for engine, words in self._site.launch_on(name).items()}
+        context = replace(context, sent=next(self._count), launch=launch)
         self._flying[task.id] = (task, context)
         self._heard = time.time()
         future = self._kernel.submit(
             self._work,
             app_args=(pack(task, context),),
-            executors=[self._site.executor_for(task.stage)],
+            executors=[name],
             cache=False,
             ignore_for_cache=(),
-            # Without a priority a task comes last, in the order of sending: nothing to say for the common ones.
-            app_kwargs={} if task.priority >= 5 else {"parsl_resource_specification": {"priority": task.priority}},
+            app_kwargs=_scheduling(task, self._site.executors[name].nodes_per_worker),
         )
         sent = time.time()
         future.add_done_callback(lambda done: self._records.put((context.sent, _record_of(done, task, context, sent))))
@@ -126,19 +133,18 @@ class ParslRunner:
             pass
         # A try that was given up (``_start_afresh``) may still answer: its record is not wanted any more.
         wanted = [r for sent, r in arrived if r["task"] in self._flying and self._flying[r["task"]][1].sent == sent]
-        for record in wanted:
-            del self._flying[record["task"]]
+        done = [(self._flying.pop(record["task"])[0], record) for record in wanted]
         if wanted:
             self._heard = time.time()
-            self._learn(wanted)
+            self._learn(done)
         elif self._silent():
             return self._start_afresh()
         return wanted
 
-    def _learn(self, records: list[Record]) -> None:
+    def _learn(self, done: list[tuple[Task, Record]]) -> None:
         """Let the blocks that are asked for from now on start no task that their time would not suffice for."""
-        for record in records:
-            name = self._site.executor_for(record["stage"])
+        for task, record in done:
+            name = self._site.place(task.stage, task.ranks, task.threads)
             spec = self._site.executors[name]
             needed = self._drain.get(name, spec.drain_seconds)
             if spec.drain != "auto" or spec.provider == "local":
@@ -258,9 +264,22 @@ def _record_of(future: Future[Any], task: Task, context: Context, sent: float) -
     return record
 
 
+def _scheduling(task: Task, nodes: int) -> dict[str, Any]:
+    """Return what Parsl is told of a task beside its work: its nodes where it takes whole ones, or its priority.
+
+    Without a priority a task comes last, in the order of sending: nothing to say for the common ones.
+    """
+    if nodes:
+        count = min(nodes, task.ranks)
+        told = {"num_nodes": nodes, "ranks_per_node": -(-task.ranks // count), "num_ranks": task.ranks}
+        return {"parsl_resource_specification": told}
+    return {} if task.priority >= 5 else {"parsl_resource_specification": {"priority": task.priority}}
+
+
 def executors(site: Site, token: str) -> list[Any]:
-    """Return a HighThroughputExecutor for each of the site's executors that a stage uses."""
+    """Return Parsl's executor for each of the site's that a stage uses, or that a task of many ranks may go to."""
     used = {site.executor_for(stage) for stage in ("sample", "select", "label", "train", "validate")}
+    used |= set(site.wide)
     rare = ("distill", "transfer")  # a site file may know nothing of them
     used |= {name for stage, name in site.stages.items() if stage in rare}
     return [executor(site, name, token) for name in sorted(used)]
@@ -270,23 +289,30 @@ def executor(site: Site, name: str, token: str, ask: Ask | None = None) -> Any:
     """Return Parsl's executor for one of the site's pools of workers, not started."""
     spec = site.executors[name]
     local = spec.provider == "local"
-    return executor_class()(
+    workers: dict[str, Any] = {
+        "max_workers_per_node": site.workers_per_node(name),
+        "cores_per_worker": spec.cores_per_worker,
+        "available_accelerators": accelerators(spec.gpus, site.workers_per_node(name)),
+        "cpu_affinity": spec.binding,
+    }
+    if spec.nodes_per_worker:  # the launch commands are the site's own: Parsl's is only the prefix that it offers
+        launcher = "srun" if spec.provider == "slurm" else "mpiexec"
+        workers = {"max_workers_per_block": site.workers_per_block(name), "mpi_launcher": launcher}
+    made = executor_class(bool(spec.nodes_per_worker))(
         label=name,
         address="127.0.0.1" if local else "ADDRESSES" if ask else None,  # None: all that this machine has
         provider=provider(spec, _worker_init(site, spec, token), ask),
-        max_workers_per_node=site.workers_per_node(name),
-        cores_per_worker=spec.cores_per_worker,
-        available_accelerators=accelerators(spec.gpus, site.workers_per_node(name)),
         prefetch_capacity=0,  # a task is handed out when a worker is free, so priorities count
-        interchange_launch_cmd=module_command("campaign.runtime.interchange"),
         heartbeat_period=5,
         heartbeat_threshold=20,  # s; how long workers outlive a driver that was killed
         poll_period=10,  # ms
         encrypted=True,
         block_error_handler=give_up_late,
-        cpu_affinity=spec.binding,
+        **workers,
         drain_period=None if local else spec.seconds - spec.drain_seconds,
     )
+    made.interchange_launch_cmd = module_command("campaign.runtime.interchange")
+    return made
 
 
 def accelerators(gpus: int, workers: int) -> list[str]:
@@ -303,7 +329,9 @@ def _worker_init(site: Site, spec: Executor, token: str) -> str:
     lines = [*site.environment]
     if site.scratch is not None:
         lines.append(f"mkdir -p {shlex.quote(site.scratch)} && export TMPDIR={shlex.quote(site.scratch)}")
-    if spec.provider == "pbs":  # the workers of a block are started by the machine's mpiexec, not by this Python's
+    if (
+        spec.provider == "pbs" and not spec.nodes_per_worker
+    ):  # the workers of a block are started by the machine's mpiexec, not by this Python's
         lines.append('MPIEXEC=$(command -v mpiexec); mpiexec() { "$MPIEXEC" "$@"; }')
     lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

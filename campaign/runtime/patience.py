@@ -1,9 +1,10 @@
-"""An executor that bears with its batch system: a submission that is refused is tried again, later and later."""
+"""Executors that bear with their batch system: a submission that is refused is tried again, later and later."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -17,12 +18,12 @@ REFUSALS, FAILURES = 12, 3
 REFUSED = "Failed to start block"
 
 
-@lru_cache(maxsize=1)
-def executor_class() -> Any:
-    """Return Parsl's HighThroughputExecutor with that patience; Parsl loads only here."""
-    from parsl.executors import HighThroughputExecutor
+@lru_cache(maxsize=2)
+def executor_class(whole_nodes: bool = False) -> Any:
+    """Return Parsl's HighThroughputExecutor, or its MPIExecutor, with that patience; Parsl loads only here."""
+    from parsl.executors import HighThroughputExecutor, MPIExecutor
 
-    class PatientExecutor(HighThroughputExecutor):  # type: ignore[misc]
+    class PatientExecutor(MPIExecutor if whole_nodes else HighThroughputExecutor):  # type: ignore[misc]
         """Asks for blocks again, and not at once, where the batch system refused."""
 
         _wait = 0.0
@@ -36,6 +37,12 @@ def executor_class() -> Any:
             self._wait = 0.0 if len(taken) == n else min(LONGEST, max(FIRST, 2 * self._wait))
             self._again = time.monotonic() + self._wait
             return taken
+
+        @property
+        def workers_per_node(self) -> Any:
+            """Of which Parsl reckons how many tasks a block takes: one of whole nodes has less than one on each."""
+            each = super().workers_per_node
+            return Fraction(self.max_workers_per_block, self.provider.nodes_per_block) if whole_nodes else each
 
     return PatientExecutor
 

@@ -33,7 +33,8 @@ def provider(spec: Executor, init: str, ask: Ask | None = None) -> Any:
     from parsl.launchers import MpiExecLauncher, SimpleLauncher, SrunLauncher
     from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
-    blocks = {"init_blocks": 1, "min_blocks": 0, "max_blocks": spec.max_blocks}
+    # a task of whole nodes may never come: its block is asked for when it does
+    blocks = {"init_blocks": 0 if spec.nodes_per_worker else 1, "min_blocks": 0, "max_blocks": spec.max_blocks}
     if spec.provider == "local":
         return LocalProvider(worker_init=init, launcher=SimpleLauncher(), **blocks)
     kinds = {"slurm": SlurmProvider, "pbs": PBSProProvider}
@@ -48,8 +49,9 @@ def provider(spec: Executor, init: str, ask: Ask | None = None) -> Any:
     if spec.provider == "slurm":
         if not options.get("exclusive", True):  # a part of a node: say which
             batch["cores_per_node"] = spec.cores_of_node
-        return kind(launcher=SrunLauncher(overrides=start), **batch, **options)
-    several = spec.nodes > 1 or bool(spec.start)
+        launcher = SimpleLauncher() if spec.nodes_per_worker else SrunLauncher(overrides=start)
+        return kind(launcher=launcher, **batch, **options)
+    several = not spec.nodes_per_worker and (spec.nodes > 1 or bool(spec.start))
     launcher = MpiExecLauncher(bind_cmd="--cpu-bind", overrides=start) if several else SimpleLauncher()
     return kind(cpus_per_node=spec.cores_of_node, launcher=launcher, **batch, **options)
 

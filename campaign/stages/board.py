@@ -44,6 +44,8 @@ class Board:
     ----------
     shards
         The pool, in the order in which every selector sees it: segment by segment, walker by walker.
+    ready
+        The tasks of the shards that are there, in the order in which they came.
     source
         What was selected to be distilled: neither labelled nor trained on; None where there is no such thing.
     sets
@@ -63,6 +65,7 @@ class Board:
     """
 
     shards: list[Shard] = field(default_factory=list)
+    ready: list[str] = field(default_factory=list)
     sampled: bool = False
     source: FrameSet | None = None
     sets: dict[str, FrameSet] = field(default_factory=dict)

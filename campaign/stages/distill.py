@@ -140,7 +140,6 @@ class Distill:
 
     def _draws(self, board: Board) -> Iterator[Task]:
         """Yield the random draws: the set to compare with has as many frames; the test set leaves all of them out."""
-        shards = tuple(s.task.id for s in board.shards if s.state == "ready")
         for number, chosen in enumerate(self.sets):
             train = [s for s in self.sets if s.train]
             ready = chosen.name != HELD_OUT or all(s.closed for s in train)
@@ -150,6 +149,7 @@ class Distill:
             chosen.size = len(self._main.chosen) if chosen.train else chosen.size
             params = {"what": "draw", "size": chosen.size, "seed": [self._seed, number]}
             params |= {"limits": self._limits, "avoid": avoid}
+            shards = tuple(s.task.id for s in board.shards if s.state == "ready")
             task = Task(self.name, f"{chosen.name}/draw", params, shards, VERSION, 1)
             self._waiting[task.id] = chosen.name
             self._count += 1

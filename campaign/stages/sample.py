@@ -103,6 +103,7 @@ class Sample:
             lost = self.chains[c][k:]
             if done:
                 self._shards[record["task"]].state = "ready"
+                board.ready.append(record["task"])
                 lost = [] if record["result"].get("left", 1) else lost[1:]
         else:  # without a window none of its walkers can start
             starts = [] if done else [self._where[t.id] for t in self._followers[record["task"]]]
@@ -165,7 +166,8 @@ def _chains(campaign: Campaign, digests: dict[str, str], entry: int) -> tuple[li
     shared = method.method == "momt" and method.shared
     before: list[Task] = []
     if method.method == "momt" and method.window == "auto":
-        before = sample_momt.window_tasks(settings[0][0], method, name, settings[0][1], VERSION)
+        alone = {key: value for key, value in settings[0][1].items() if key != "ranks"}
+        before = sample_momt.window_tasks(settings[0][0], method, name, alone, VERSION)
     chains: list[list[tuple[Task, int]]] = [[] for _ in groups]
     done = 0
     for k, frames in enumerate(segments_of(method.frames, method.segment)):
@@ -207,12 +209,14 @@ def _settings(
     keys = ["temperature", "timestep", "every", "thermostat", "barostat", "prepare", "ranks"]
     keys += ["temperatures", "window", "order", "learn", "shared"] if method.method == "momt" else []
     common |= {k: spec[k] for k in keys if k in spec} | point
+    ranks = common["ranks"] * common["walkers"]
+    wide: dict[str, Json] = {"ranks": ranks} if ranks > 1 else {}
     if method.method == "md":
         common |= {"ensemble": spec["ensemble"], "guards": spec["guards"], "model": digests[spec["model"]]}
-        return common, {"model": spec["model"]}
+        return common, {"model": spec["model"], **wide}
     potential = campaign.system.potential
     assert potential is not None  # the campaign file is refused without it
-    extra: dict[str, Json] = {"potential": potential.lammps}
+    extra: dict[str, Json] = {"potential": potential.lammps, **wide}
     if method.method == "momt":
         extra |= {"lost": [], "until": common["learn"].pop("until")}
     return common | {"potential": digests[potential.lammps]}, extra

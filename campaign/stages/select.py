@@ -65,6 +65,7 @@ class Select:
         self._last: str | None = None  # the chain's last planned task
         self.stream: list[str] = []  # the finished tasks of the training set
         self._looks: dict[str, str] = {}  # shard -> the task that describes it, where they are no chain
+        self._numbers: dict[str, int] = {}  # shard -> its place in the pool
         self._total = 0  # frames the stream will bring, lost ones counted
         self._lengths: dict[int, int] = {}  # frames of a walker's planned run, by entry of ``sample``
         self._waiting: dict[str, str] = {}  # task in flight -> its set
@@ -138,20 +139,21 @@ class Select:
 
     def _look_at_pool(self, board: Board) -> Iterator[Task]:
         """Yield a task for each shard that is there now; when all are settled, the one that chooses."""
-        for number, shard in enumerate(board.shards):
-            if shard.state == "ready" and shard.task.id not in self._looks:
-                params = {
-                    "method": self.method,
-                    "whole_pool": True,
-                    "limits": self._limits,
-                    **self._describes,
-                    "seed": self._seed,
-                    "finish": False,
-                }
-                task = Task("select", f"{self.method}/shard {number}", params, (shard.task.id,), VERSION, priority=1)
-                self._looks[shard.task.id] = task.id
-                self._waiting[task.id] = self.method
-                yield task
+        self._numbers = self._numbers or {shard.task.id: k for k, shard in enumerate(board.shards)}
+        for shard in board.ready[len(self._looks) :]:
+            params = {
+                "method": self.method,
+                "whole_pool": True,
+                "limits": self._limits,
+                **self._describes,
+                "seed": self._seed,
+                "finish": False,
+            }
+            name = f"{self.method}/shard {self._numbers[shard]}"
+            task = Task("select", name, params, (shard,), VERSION, priority=1)
+            self._looks[shard] = task.id
+            self._waiting[task.id] = self.method
+            yield task
         if board.sampled and self.method not in self._waiting.values() and self.method not in self._planned:
             self._planned.add(self.method)
             done = set(self.stream)
@@ -172,13 +174,13 @@ class Select:
 
     def _draws(self, board: Board) -> Iterator[Task]:
         """Yield the random draws: those for training first; the test set leaves out all of them."""
-        shards = [s.task.id for s in board.shards if s.state == "ready"]
         for number, chosen in enumerate(self.sets):
             if (self._streams and number == 0) or chosen.name in self._planned:
                 continue
             avoid = [s for s in self.sets if s.train] if chosen.name == HELD_OUT else []
             if not all(s.closed for s in avoid):
                 continue
+            shards = tuple(s.task.id for s in board.shards if s.state == "ready")
             params = {
                 "method": "draw",
                 "size": chosen.size,
@@ -186,7 +188,7 @@ class Select:
                 "limits": self._limits,
                 "avoid": sorted(f for s in avoid for f in s.chosen),
             }
-            task = Task("select", f"{chosen.name}/draw", params, tuple(shards), VERSION, priority=1)
+            task = Task("select", f"{chosen.name}/draw", params, shards, VERSION, priority=1)
             self._planned.add(chosen.name)
             self._waiting[task.id] = chosen.name
             yield task

@@ -345,3 +345,60 @@ def test_single_points_on_ranks_need_a_launch_line_that_says_how_many(tmp_path: 
     assert check_together(labelled(tmp_path, 2, 1), load_site(write(tmp_path, text))) == []
     (problem,) = check_together(labelled(tmp_path, 2, 2), load_site(write(tmp_path, text)))
     assert "got 2 ranks of 2 threads; write cores_per_worker: 4" in problem
+
+
+WIDE = """
+  wide: {provider: slurm, nodes: 2, nodes_per_worker: 2, cores: 4, launch: {lammps: [mpiexec, -n, "{ranks}"]}}
+"""
+
+
+def test_a_task_larger_than_a_node_goes_to_whole_nodes_or_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("stages:", WIDE.strip("\n") + "\nstages:")
+    loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 8\n")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, GOOD)))
+    assert (
+        "executor cpu of site cluster has nodes of 4 cores, got 8; write 4 or less, or add an executor with" in problem
+    )
+    assert problem.endswith("'nodes: 2' and 'nodes_per_worker: 2' to the site file")
+    assert check_together(loaded, load_site(write(tmp_path, text))) == []
+    own = text.replace('launch:\n  lammps: [srun, -n, "{ranks}"]\n', "")
+    assert check_together(loaded, load_site(write(tmp_path, own))) == []  # the executor's own command serves
+    (problem,) = check_together(
+        loaded, load_site(write(tmp_path, own.replace(', launch: {lammps: [mpiexec, -n, "{ranks}"]}', "")))
+    )
+    assert "has no command to launch LAMMPS on several ranks" in problem
+    loaded = changed(tmp_path, "    walkers: 8\n", "    walkers: 8\n    ranks: 9\n")
+    (problem,) = check_together(loaded, load_site(write(tmp_path, text)))
+    assert "nodes of 4 cores, and no worker of whole nodes more than 8, got 9; write 8 or less" in problem
+    assert problem.endswith("'nodes: 3' and 'nodes_per_worker: 3' to the site file")
+    for ranks, problems in {8: 0, 9: 1}.items():
+        found = check_together(
+            labelled(tmp_path, ranks, 1),
+            load_site(write(tmp_path, text.replace("lammps:", "cp2k:").replace('"{ranks}"]', '"{ranks}", cp2k.psmp]'))),
+        )
+        assert len(found) == problems
+    assert "a single point on 9 cores does not fit a node" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "got", "remedy"),
+    [
+        ("nodes: 2,", "nodes: 3,", "nodes", "3", "write 4"),
+        ("nodes: 2,", "nodes: 1,", "nodes", "1", "write 2"),
+        ("provider: slurm, nodes: 2,", "provider: local,", "nodes_per_worker", "2", "remove it"),
+        (", cores: 4", "", "cores", "auto", "cores: 64"),
+        ("cores: 4", "cores: 4, workers: 2", "workers", "2", "remove it"),
+        ("cores: 4", "cores: 4, start: [-x]", "start", "['-x']", "remove it"),
+        ("mpiexec, -n", "mpiexec, -n, '{node_counts}'", "launch.lammps[2]", "'{node_counts}'", '"{node_count}"'),
+    ],
+)
+def test_workers_of_whole_nodes_that_cannot_be(
+    tmp_path: Path, old: str, new: str, key: str, got: str, remedy: str
+) -> None:
+    text = GOOD.replace("stages:", WIDE.strip("\n").replace(old, new) + "\nstages:")
+    with pytest.raises(InputError) as caught:
+        load_site(write(tmp_path, text))
+    (problem,) = caught.value.problems
+    assert f": executors.wide.{key}: " in problem
+    assert f"got {got}" in problem
+    assert remedy in problem.rpartition(";")[2]

@@ -90,6 +90,20 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path, make: Any) -> None:
         read_ledger(ledger.path)
 
 
+def test_lines_that_are_damaged_are_found_in_any_block(tmp_path: Path, make: Any, monkeypatch: Any) -> None:
+    """Also two that are one record together, and one far behind the first block."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([make.record(k) for k in range(20)])
+    ledger.close()
+    whole = ledger.path.read_bytes()
+    monkeypatch.setattr("campaign.store.ledger.BLOCK", len(whole) // 7)
+    assert [r["result"]["segment"] for r in read_ledger(ledger.path)] == list(range(20))
+    for bad in (b"[]\n", b'{"task":"a"\n"b":1}\n', b"{}\n"):
+        ledger.path.write_bytes(whole + bad + whole)
+        with pytest.raises(StoreError, match="line 21, is damaged"):
+            read_ledger(ledger.path)
+
+
 def test_lost_ledger_is_written_again_from_the_store(tmp_path: Path, make: Any) -> None:
     with RunDirectory(tmp_path) as run:
         ids = [make.publish(run.store, k) for k in range(4)]
