@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import platform
 import re
 import shutil
@@ -252,6 +254,12 @@ def _faults(site: Site, name: str, record: Record) -> Iterable[str]:
                 f"launch.{engine}: {found['ranks']} MPI rank{'s' if found['ranks'] > 1 else ''} started, not {asked}; "
                 "name the launcher of the MPI that the engine was built with"
             )
+        elif found.get("cores", seen["cores"]) < seen["cores"] and site.workers_per_node(name) > 1:
+            yield (
+                f"launch.{engine}: its ranks are kept to {found['cores']} of the worker's {seen['cores']} cores, and "
+                "tasks that share a node would all be started on the same; srun: leave out --cpus-per-task, here and "
+                "under start, and write --cpu-bind=none; mpiexec: -bind-to none"
+            )
 
 
 def _launch_remedy(said: str) -> str:
@@ -272,9 +280,13 @@ def _answer(site: Site, patience: float, root: Path) -> tuple[Record | None, str
     from campaign.worker import run_task
 
     (spec,) = site.executors.values()
-    with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=root) as folder:
+    with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=root) as folder, contextlib.ExitStack() as held:
         word = uuid.uuid4().hex
-        (Path(folder) / "word").write_text(word)
+        file = held.enter_context((Path(folder) / "word").open("w"))
+        file.write(word)
+        file.flush()
+        with contextlib.suppress(OSError):  # no locks: the worker tells
+            fcntl.flock(file, fcntl.LOCK_EX)
         params: dict[str, Json] = {"word": word, "ranks": _ranks(spec), "gpus": spec.gpus, "engines": list(site.launch)}
         launch = {engine: list(words) for engine, words in site.launch.items()}
         end = time.time() + patience

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from campaign.config import load_site, site_names
+from campaign.engines import process
 from campaign.errors import InputError
 from campaign.sites import describe, refused, try_site
 from campaign.stages import probe
@@ -85,6 +88,48 @@ def test_a_folder_that_takes_no_data_is_named(tmp_path: Path, monkeypatch: pytes
     (problem,) = caught.value.problems
     assert f"4 MB could not be written into {tmp_path} ({os.strerror(errno.EDQUOT)}); make room" in problem
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lock", "words"),
+    [
+        ("held", ""),
+        ("free", "holds on one node only (Lustre mounted with localflock)"),
+        ("none", f"has no file locks on the node ({os.strerror(errno.ENOSYS)})"),
+    ],
+)
+def test_a_worker_tells_when_the_drivers_lock_does_not_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str, words: str
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    (tmp_path / "word").write_text("mine")
+    with (tmp_path / "word").open() as driver:
+        if lock == "held":
+            fcntl.flock(driver, fcntl.LOCK_EX)
+        if lock == "none":
+            monkeypatch.setattr("fcntl.flock", no_locks)
+        task = Task("probe", "try", {"word": "mine", "engines": [], "ranks": 1, "gpus": 0})
+        faults = probe.work(task, Context(tmp_path)).summary["faults"]
+    assert len(faults) == bool(words)
+    assert words in "".join(faults)
+
+
+@pytest.mark.lammps
+@pytest.mark.skipif(len(process.cores()) < 2, reason="one core cannot be taken away")
+def test_a_launch_line_that_keeps_its_ranks_to_the_first_cores_is_refused(tmp_path: Path) -> None:
+    """As srun with ``--cpus-per-task`` does where Slurm confines steps to their cores: here ``taskset`` does it."""
+    words = ["mpiexec", "-n", "{ranks}"]
+    text = "site: s\nexecutors: {cpu: {provider: local}}\nstages: {default: cpu}\nlaunch: {lammps: WORDS}\n"
+    (tmp_path / "s.yaml").write_text(text.replace("WORDS", json.dumps(words)))
+    assert list(try_site(load_site(str(tmp_path / "s.yaml")), 100.0, tmp_path))
+    core = str(min(process.cores()))
+    (tmp_path / "s.yaml").write_text(text.replace("WORDS", json.dumps(["taskset", "-c", core, *words])))
+    with pytest.raises(InputError) as caught:
+        list(try_site(load_site(str(tmp_path / "s.yaml")), 100.0, tmp_path))
+    (problem,) = caught.value.problems
+    assert f"launch.lammps: its ranks are kept to 1 of the worker's {len(process.cores())} cores" in problem
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "does not see"), ("other", "sees another")])

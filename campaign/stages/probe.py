@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -36,11 +37,10 @@ def work(task: Task, context: Context) -> Outcome:
         folder = context.folder(task) / engine
         folder.mkdir(exist_ok=True)
         engines[engine] = try_engine(engine, context, int(task.params["ranks"]), folder)
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     summary = {
         "node": process.node(),
         "python": platform.python_version(),
-        "cores": affinity,
+        "cores": len(process.cores()),
         "gpus": _gpus() if task.params["gpus"] else 0,
         "engines": engines,
         "faults": faults,
@@ -55,7 +55,22 @@ def _not_shared(folder: Path, word: str) -> list[str]:
         return [f"the node does not see {folder} ({error.strerror}); name a folder that all nodes share with --root"]
     if found != word:
         return [f"the node sees another {folder} than this machine; name a folder that all nodes share with --root"]
-    return []
+    return _no_locks(folder / "word")
+
+
+def _no_locks(path: Path) -> list[str]:
+    """Return a sentence where the lock that the driver holds on ``path`` keeps nobody out on this node."""
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            return [f"{path.parent} has no file locks on the node ({error.strerror}); name another place with --root"]
+    return [
+        f"a lock on a file in {path.parent} holds on one node only (Lustre mounted with localflock), so nothing keeps "
+        "drivers on two nodes apart; name another place with --root, or start all drivers on one node"
+    ]
 
 
 def no_room(folder: Path) -> list[str]:
