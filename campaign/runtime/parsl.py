@@ -39,6 +39,9 @@ LOOK = 0.2
 #: Seconds to wait for more once a record is there: those that come together share one flush of the ledger.
 GATHER = 0.02
 
+#: Seconds that an interchange may take to say which workers there are.
+ANSWER = 30.0
+
 #: How much longer than the longest so far a task may well take.
 MARGIN = 1.2
 
@@ -82,6 +85,8 @@ class ParslRunner:
         from parsl.config import Config
         from parsl.dataflow.dflow import DataFlowKernel
 
+        self._answered: set[str] = set()  # executors whose workers have done something
+        self._met: dict[str, float] = {}  # Parsl's managers of workers: when each was seen first (s since the epoch)
         shutil.rmtree(self._logs / "workers", ignore_errors=True)
         (self._logs / "workers").mkdir(parents=True, exist_ok=True)
         config = Config(
@@ -141,6 +146,7 @@ class ParslRunner:
             name = self._site.executor_for(record["stage"])
             spec = self._site.executors[name]
             needed = self._drain.get(name, spec.drain_seconds)
+            self._answered.add(name)
             if spec.drain != "auto" or spec.provider == "local":
                 continue  # fixed in the site file, or without an end
             if record["state"] == "done" and record["seconds"] * MARGIN > needed:
@@ -149,7 +155,7 @@ class ParslRunner:
                 drain(self._kernel.executors[name], spec.seconds - self._drain[name])
 
     def _silent(self) -> bool:
-        """Tell whether blocks run and tasks are waiting, but no worker is at any of them.
+        """Tell whether tasks wait for an executor that has workers, but none of them is at any of its tasks.
 
         Parsl's workers can get into that state: one killed while it waits for a task takes the lock of the queue with
         it. An interchange that was killed looks the same.
@@ -161,19 +167,29 @@ class ParslRunner:
             return True
         if time.time() - self._heard < self._patience:
             return False
-        blocks = [s for e in self._kernel.executors.values() for s in getattr(e, "status_facade", {}).values()]
-        if not any(s.state.name == "RUNNING" for s in blocks):
-            self._heard = time.time()  # waiting for the batch system
-            return False
-        workers = list((self._logs / "workers").iterdir())
-        if not workers:
-            self._heard = time.time()  # none has come up yet: a slow start is not silence
-            return False
-        marks = {context.mark(task.id) for task, context in self._flying.values()}
-        if any(path.read_text().strip() in marks and _lives(path.name) for path in workers):
-            self._heard = time.time()  # long tasks
-            return False
-        return True
+        marks: dict[str, set[str]] = {}  # executor -> its tasks in flight
+        for task, context in self._flying.values():
+            marks.setdefault(self._site.executor_for(task.stage), set()).add(context.mark(task.id))
+        workers = (self._logs / "workers").iterdir()
+        begun = {path.read_text().strip() for path in workers if _lives(path.name)}
+        # those that are at long tasks, or where none has come up yet, are not meant
+        idle = [name for name, waiting in marks.items() if not waiting & begun and name in self._answered]
+        if any(self._has_workers(self._kernel.executors[name]) for name in idle):
+            return True
+        self._heard = time.time()  # the batch system is waited for, or workers that come up
+        return False
+
+    def _has_workers(self, executor: Any) -> bool:
+        """Tell whether workers of an executor had time to take a task, or its interchange does not answer."""
+        from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError
+
+        try:
+            managers = executor.command_client.run("MANAGERS", timeout_s=ANSWER)
+        except (CommandClientBadError, CommandClientTimeoutError):
+            return True
+        takers = [m["manager"] for m in managers if m["active"] and not m["draining"]]
+        # a slow start is not silence
+        return any(time.time() - self._met.setdefault(name, time.time()) > self._patience for name in takers)
 
     def _start_afresh(self) -> list[Record]:
         """End all workers, start new ones, and hand every task in flight back as lost by the machine."""
@@ -260,10 +276,7 @@ def _record_of(future: Future[Any], task: Task, context: Context, sent: float) -
 
 def executors(site: Site, token: str) -> list[Any]:
     """Return a HighThroughputExecutor for each of the site's executors that a stage uses."""
-    used = {site.executor_for(stage) for stage in ("sample", "select", "label", "train", "validate")}
-    rare = ("distill", "transfer")  # a site file may know nothing of them
-    used |= {name for stage, name in site.stages.items() if stage in rare}
-    return [executor(site, name, token) for name in sorted(used)]
+    return [executor(site, name, token) for name in sorted(set(site.stages.values()))]
 
 
 def executor(site: Site, name: str, token: str, ask: Ask | None = None) -> Any:
