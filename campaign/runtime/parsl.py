@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -216,8 +217,11 @@ class ParslRunner:
         return ""
 
     def close(self) -> None:
-        """Stop the workers; tasks in flight are abandoned."""
+        """Stop the workers and end the jobs; tasks in flight are abandoned."""
         _give_up(self._kernel)
+        for name, executor in self._kernel.executors.items():
+            if name in self._site.executors and self._site.executors[name].provider != "local":
+                _cancel_left(executor)
         end_leftovers(self._token)
         self._close_log()
 
@@ -238,6 +242,14 @@ def _give_up(kernel: Any, seconds: float = 20.0) -> None:
     closing = threading.Thread(target=kernel.cleanup, daemon=True)
     closing.start()
     closing.join(seconds)
+
+
+def _cancel_left(executor: Any) -> None:
+    """Cancel the jobs that Parsl left: those of an executor that it gave up, or that it had no time to cancel."""
+    left = [job for job, known in executor.provider.resources.items() if not known["status"].terminal]
+    if left:
+        with contextlib.suppress(Exception):  # no answer: they end when their workers hear from no driver
+            executor.provider.cancel(left)
 
 
 def _log(logs: Path) -> Callable[[], None]:

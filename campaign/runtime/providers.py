@@ -56,6 +56,11 @@ def provider(spec: Executor, init: str, ask: Ask | None = None) -> Any:
     return kind(cpus_per_node=spec.cores_of_node, launcher=launcher, **batch, **options)
 
 
+def drain(executor: Any, seconds: int) -> None:
+    """Let the workers that a Parsl executor starts from now on take no new task ``seconds`` after their start."""
+    executor.launch_cmd = re.sub(r"--drain_period=\w+", f"--drain_period={seconds}", executor.launch_cmd)
+
+
 def _beside_its_script(launcher: Any) -> Callable[..., str]:
     """Return a launcher's call that puts its file of nodes beside the script: PBS starts jobs in ``$HOME``."""
 
@@ -64,8 +69,3 @@ def _beside_its_script(launcher: Any) -> Callable[..., str]:
         return f"cd {shlex.quote(script_dir)}\n{lines}"
 
     return call
-
-
-def drain(executor: Any, seconds: int) -> None:
-    """Let the workers that a Parsl executor starts from now on take no new task ``seconds`` after their start."""
-    executor.launch_cmd = re.sub(r"--drain_period=\w+", f"--drain_period={seconds}", executor.launch_cmd)

