@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import math
 import os
@@ -43,6 +44,9 @@ GATHER = 0.02
 #: Seconds that an interchange may take to say which workers there are.
 ANSWER = 30.0
 
+#: The file, beside Parsl's own, in which a driver leaves how long its tasks took.
+LEARNED = "drain.json"
+
 #: How much longer than the longest so far a task may well take.
 MARGIN = 1.2
 
@@ -73,7 +77,8 @@ class ParslRunner:
         self._count = itertools.count(1)
         self._flying: dict[str, tuple[Task, Context]] = {}
         self._heard = time.time()
-        self._drain: dict[str, int] = {}  # seconds at the end of an executor's blocks in which no task starts
+        # executor -> seconds at the end of its blocks in which no task starts, as the driver before this one left it
+        self._drain = _learned(logs / LEARNED, site)
         self._records: queue.SimpleQueue[tuple[int, Record]] = queue.SimpleQueue()
         os.environ[TOKEN_VARIABLE] = token
         os.environ["SPT_NOENV"] = "1"  # Parsl renames its processes; keep their environment, and the token, readable
@@ -218,6 +223,8 @@ class ParslRunner:
 
     def close(self) -> None:
         """Stop the workers and end the jobs; tasks in flight are abandoned."""
+        with contextlib.suppress(OSError):  # the next driver would learn it again
+            (self._logs / LEARNED).write_text(json.dumps(self._drain))
         _give_up(self._kernel)
         for name, executor in self._kernel.executors.items():
             if name in self._site.executors and self._site.executors[name].provider != "local":
@@ -242,6 +249,16 @@ def _give_up(kernel: Any, seconds: float = 20.0) -> None:
     closing = threading.Thread(target=kernel.cleanup, daemon=True)
     closing.start()
     closing.join(seconds)
+
+
+def _learned(path: Path, site: Site) -> dict[str, int]:
+    """Return what an earlier driver learned of a site's executors: half of a block at most, nothing that is fixed."""
+    try:
+        found = {str(name): int(seconds) for name, seconds in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    specs = {name: spec for name, spec in site.executors.items() if spec.provider != "local" and spec.drain == "auto"}
+    return {name: min(found[name], spec.seconds // 2) for name, spec in specs.items() if name in found}
 
 
 def _cancel_left(executor: Any) -> None:

@@ -320,6 +320,25 @@ def test_no_job_stays_in_the_queue_of_an_executor_that_was_given_up(
     assert calls[-1].split() in (["scancel", "7"], ["qdel", "7"])
 
 
+def test_a_driver_knows_how_long_the_tasks_of_the_one_before_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path_with_parsl: None
+) -> None:
+    (tmp_path / "sacct").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    text = "site: s\nexecutors: {cpu: {provider: slurm, cores: 2, walltime: 01:00:00}}\nstages: {default: cpu}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    site = load_site(str(tmp_path / "s.yaml"))
+    for before, expected in (({}, 3600 - 180), ({"cpu": 1000, "gone": 5}, 2600), ({"cpu": 9000}, 1800)):
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        (tmp_path / "logs" / "drain.json").write_text(json.dumps(before))
+        runner = ParslRunner(run_task, site, tmp_path / "logs", "test-token")
+        assert f"--drain_period={expected} " in runner._kernel.executors["cpu"].launch_cmd
+        runner._drain = {"cpu": 7}
+        runner.close()
+        assert json.loads((tmp_path / "logs" / "drain.json").read_text()) == {"cpu": 7}
+
+
 def test_no_job_is_asked_for_before_there_is_a_task_for_it(tmp_path: Path) -> None:
     """Nor is there a place for a stage that neither site file nor campaign name."""
     from campaign.runtime.parsl import executors
