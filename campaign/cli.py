@@ -145,6 +145,8 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
+    for again in (signal.SIGTERM, signal.SIGINT):  # another one would break off the ending of jobs and workers
+        signal.signal(again, signal.SIG_IGN)
     raise _Interrupted
 
 

@@ -20,7 +20,7 @@ def detach(file: Path, site_name: str, root: Path, until: str | None, retry: boo
     from campaign.config.site_checks import check_driver_filled_in
     from campaign.errors import InputError
     from campaign.plan import make_plan
-    from campaign.runtime.driver_job import submit_driver
+    from campaign.runtime.driver_job import cost_of, job_of, submit_driver
 
     make_plan(file, site_name)
     site = load_site(site_name)
@@ -33,4 +33,7 @@ def detach(file: Path, site_name: str, root: Path, until: str | None, retry: boo
     words += ["--until", until] if until else []
     words += ["--retry-quarantined"] if retry else []
     job = submit_driver(site, run, words, Path.cwd())
-    return f"job {job} drives the campaign in {run}; look at it with: campaign status {run} --watch"
+    return (
+        f"job {job} drives the campaign in {run}; it takes {cost_of(job_of(site))}. The jobs that it asks for end with "
+        f"it. Look at it with: campaign status {run} --watch"
+    )

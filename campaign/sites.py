@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import platform
 import re
 import shutil
@@ -260,7 +262,13 @@ def _faults(site: Site, name: str, record: Record) -> Iterable[str]:
     if python != platform.python_version():
         yield f"the worker's Python {python} is not this one ({platform.python_version()}); {SAME}"
     yield from seen.get("faults", ())
-    if seen and spec.gpus and not seen["gpus"]:
+    workers = site.workers_per_node(name)
+    if seen and 0 < seen.get("blind", 0) < workers:
+        yield (
+            f"{seen['blind']} of the node's {workers} workers see no GPU; ask for all GPUs under options, and write as "
+            "many under gpus"
+        )
+    elif seen and spec.gpus and not seen["gpus"]:
         yield (
             f"the node is said to have {spec.gpus} GPUs, and the worker sees none; ask for them under options "
             "(gpus_per_node or gres; pbs: select_options), or install a torch with CUDA or ROCm"
@@ -273,6 +281,12 @@ def _faults(site: Site, name: str, record: Record) -> Iterable[str]:
             yield (
                 f"launch.{engine}: {found['ranks']} MPI rank{'s' if found['ranks'] > 1 else ''} started, not {asked}; "
                 "name the launcher of the MPI that the engine was built with"
+            )
+        elif found.get("cores", seen["cores"]) < seen["cores"] and workers > 1:
+            yield (
+                f"launch.{engine}: its ranks are kept to {found['cores']} of the worker's {seen['cores']} cores, and "
+                "tasks that share a node would all be started on the same; srun: leave out --cpus-per-task, here and "
+                "under start, and write --cpu-bind=none; mpiexec: -bind-to none"
             )
 
 
@@ -295,19 +309,34 @@ def _answer(site: Site, patience: float, root: Path) -> tuple[Record | None, str
     from campaign.worker import run_task
 
     ((name, spec),) = site.executors.items()
-    with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=root) as folder:
+    with tempfile.TemporaryDirectory(prefix="campaign-site-", dir=root) as folder, contextlib.ExitStack() as held:
         word = uuid.uuid4().hex
-        (Path(folder) / "word").write_text(word)
-        engines = list(site.launch_on(name))
-        params: dict[str, Json] = {"word": word, "ranks": _ranks(spec), "gpus": spec.gpus, "engines": engines}
+        file = held.enter_context((Path(folder) / "word").open("w"))
+        file.write(word)
+        file.flush()
+        with contextlib.suppress(OSError):  # no locks: the worker tells
+            fcntl.flock(file, fcntl.LOCK_EX)
+        params: dict[str, Json] = {
+            "word": word,
+            "ranks": _ranks(spec),
+            "gpus": spec.gpus,
+            "engines": list(site.launch_on(name)),
+        }
         end = time.time() + patience
         runner = ParslRunner(run_task, site, Path(folder) / "logs", uuid.uuid4().hex, patience=2 * patience)
         try:
-            runner.submit(Task("probe", "try", params, extra={"ranks": _ranks(spec)}), Context(Path(folder)))
+            # one at each worker that has GPUs of its own: some may see none
+            count = site.workers_per_node(name) if spec.gpus and not spec.nodes_per_worker else 1
+            for k in range(count):
+                again = params | {"number": k, "of": count, "engines": [] if k else params["engines"]}
+                runner.submit(Task("probe", f"try {k}", again, extra={"ranks": _ranks(spec)}), Context(Path(folder)))
             records: list[Record] = []
-            while not records and time.time() < end and not runner.words().startswith(REFUSED):
-                records = runner.wait(1.0)
+            while len(records) < count and time.time() < end and not runner.words().startswith(REFUSED):
+                records += runner.wait(1.0)
             words = "" if records and records[0]["state"] == "done" else runner.words()
         finally:
             runner.close()
+    records.sort(key=lambda record: record["result"].get("number", 0))
+    if count > 1 and records:
+        records[0]["result"]["blind"] = sum(r["state"] == "done" and not r["result"]["gpus"] for r in records)
     return (records[0] if records else None), words

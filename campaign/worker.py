@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from functools import lru_cache
+from pathlib import Path
 
 from campaign.errors import CampaignError, DiskFull, MachineFault, StoreError
 from campaign.tasks import Context, Json, Record, Task, new_record, unpack
@@ -28,7 +29,18 @@ def run_task(message: str, **_scheduling: object) -> str:
     **_scheduling
         What an executor was told about the task (Parsl passes its priority on); not used here.
     """
+    _one_mask()
     return json.dumps(do_task(*unpack(message)))
+
+
+def _one_mask(driver: Path = Path("/dev/kfd")) -> None:
+    """Leave one of the two variables that choose a worker's AMD GPUs.
+
+    Parsl sets both (Parsl#3858). With ``ROCR_VISIBLE_DEVICES=3`` a process sees one GPU, as number 0;
+    ``CUDA_VISIBLE_DEVICES=3`` beside it would then take the third of that one, and leave none.
+    """
+    if driver.exists() and "ROCR_VISIBLE_DEVICES" in os.environ:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
 
 def do_task(task: Task, context: Context) -> Record:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import platform
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from campaign.config import load_site, site_names
+from campaign.engines import process
 from campaign.errors import InputError
 from campaign.sites import describe, refused, try_site
 from campaign.stages import probe
@@ -88,6 +91,63 @@ def test_a_folder_that_takes_no_data_is_named(tmp_path: Path, monkeypatch: pytes
     (problem,) = caught.value.problems
     assert f"4 MB could not be written into {tmp_path} ({os.strerror(errno.EDQUOT)}); make room" in problem
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lock", "words"),
+    [
+        ("held", ""),
+        ("free", "holds on one node only (Lustre mounted with localflock)"),
+        ("none", f"has no file locks on the node ({os.strerror(errno.ENOSYS)})"),
+    ],
+)
+def test_a_worker_tells_when_the_drivers_lock_does_not_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str, words: str
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    (tmp_path / "word").write_text("mine")
+    with (tmp_path / "word").open() as driver:
+        if lock == "held":
+            fcntl.flock(driver, fcntl.LOCK_EX)
+        if lock == "none":
+            monkeypatch.setattr("fcntl.flock", no_locks)
+        task = Task("probe", "try", {"word": "mine", "engines": [], "ranks": 1, "gpus": 0})
+        faults = probe.work(task, Context(tmp_path)).summary["faults"]
+    assert len(faults) == bool(words)
+    assert words in "".join(faults)
+
+
+def test_every_worker_with_a_gpu_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch is a stand-in here, that sees what it would see of AMD's GPUs with two masks."""
+    (tmp_path / "torch.py").write_text(
+        "import os\nclass cuda:\n    def device_count():\n        return '0' in os.environ['CUDA_VISIBLE_DEVICES']\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "s.yaml").write_text(
+        "site: s\nexecutors: {gpu: {provider: local, cores: 2, workers: 2, gpus: 2}}\nstages: {default: gpu}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        list(try_site(load_site(str(tmp_path / "s.yaml")), 300.0, tmp_path / "runs"))
+    (problem,) = caught.value.problems
+    assert problem.startswith("site s: executor gpu: 1 of the node's 2 workers see no GPU")
+
+
+@pytest.mark.lammps
+@pytest.mark.skipif(len(process.cores()) < 2, reason="one core cannot be taken away")
+def test_a_launch_line_that_keeps_its_ranks_to_the_first_cores_is_refused(tmp_path: Path) -> None:
+    """As srun with ``--cpus-per-task`` does where Slurm confines steps to their cores: here ``taskset`` does it."""
+    words = ["mpiexec", "-n", "{ranks}"]
+    text = "site: s\nexecutors: {cpu: {provider: local}}\nstages: {default: cpu}\nlaunch: {lammps: WORDS}\n"
+    (tmp_path / "s.yaml").write_text(text.replace("WORDS", json.dumps(words)))
+    assert list(try_site(load_site(str(tmp_path / "s.yaml")), 300.0, tmp_path))
+    core = str(min(process.cores()))
+    (tmp_path / "s.yaml").write_text(text.replace("WORDS", json.dumps(["taskset", "-c", core, *words])))
+    with pytest.raises(InputError) as caught:
+        list(try_site(load_site(str(tmp_path / "s.yaml")), 300.0, tmp_path))
+    (problem,) = caught.value.problems
+    assert f"launch.lammps: its ranks are kept to 1 of the worker's {len(process.cores())} cores" in problem
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "does not see"), ("other", "sees another")])
@@ -184,7 +244,7 @@ def test_a_worker_tells_when_its_folder_is_full(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "word").write_text("mine")
     monkeypatch.setattr("os.fsync", full)
     task = Task("probe", "try", {"word": "mine", "engines": ["lammps"], "ranks": 1, "gpus": 0})
-    (fault,) = probe.work(task, Context(tmp_path)).summary["faults"]
+    (*_, fault) = probe.work(task, Context(tmp_path)).summary["faults"]  # before it: nobody holds the lock here
     assert fault.startswith(f"4 MB could not be written into {tmp_path} ({os.strerror(errno.ENOSPC)}); make room, ask")
 
 

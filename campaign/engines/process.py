@@ -26,6 +26,10 @@ from campaign.errors import EngineError
 #: Set in the environment of each program and of all that it starts, so that they are found when it must end.
 MARK = "CAMPAIGN_PROGRAM"
 
+#: What a worker's own srun, or its job, leaves in the environment: another srun would take it over, and start every
+#: program on the first so many cores of the node.
+INHERITED = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK")
+
 #: Seconds that a program out of time has to end by itself.
 GRACE = 2.0
 
@@ -55,7 +59,8 @@ def run(
     """
     out, err = folder / "stdout", folder / "stderr"
     mark = uuid.uuid4().hex
-    every = {**os.environ, **(environment or {}), MARK: mark}
+    every = {name: value for name, value in os.environ.items() if name not in INHERITED}
+    every |= {**(environment or {}), MARK: mark}
     with out.open("wb") as o, err.open("wb") as e:
         _check_program(command[0], folder, every)
         process = subprocess.Popen(
@@ -127,6 +132,11 @@ def fill(words: Sequence[str], ranks: int) -> list[str]:
         "{ranks_per_node}": str(-(-ranks // len(nodes))),
     }
     return [re.sub(r"\{\w+\}", lambda found: known.get(found[0], found[0]), word) for word in words]
+
+
+def cores() -> set[int]:
+    """Return the cores of this node that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _check_program(program: str, folder: Path, environment: Mapping[str, str]) -> None:

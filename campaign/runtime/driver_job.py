@@ -40,9 +40,8 @@ def job_of(site: Site) -> Executor:
             options["exclusive"] = False
         found = usual.model_copy(update={**alone, "options": options})
     if found.provider == "local":
-        raise InputError(
-            f"--detach: site {site.name} has no batch system; leave it out, and start with: nohup campaign run ... &"
-        )
+        why = "lets no job drive a campaign (driver: local)" if site.driver else "has no batch system"
+        raise InputError(f"--detach: site {site.name} {why}; leave it out, and start with: nohup campaign run ... &")
     if found.provider == "slurm":  # the jobs that follow one another write to the same file
         append = "\n".join(
             filter(None, [str(found.options.get("scheduler_options", "")), "#SBATCH --open-mode=append"])
@@ -51,8 +50,19 @@ def job_of(site: Site) -> Executor:
     return found
 
 
+def cost_of(spec: Executor) -> str:
+    """Return what the driver's job takes, in words."""
+    part = spec.provider == "pbs" or not spec.options.get("exclusive", True)
+    cores = f"{spec.cores_of_node} core{'s' if spec.cores_of_node > 1 else ''}"
+    return f"{cores if part else 'a whole node'} for {spec.walltime}, and again for as long until all is done"
+
+
 def command_of(spec: Executor, words: Sequence[str], folder: Path) -> str:
     """Return the lines of the driver's job: run the campaign, and go on in another job where the time is up.
+
+    That other job is submitted before the driver is told to end, and waits for the end of this one: however long the
+    driver then takes, and even if it is killed, the campaign goes on. Not earlier: until then ``scancel`` or ``qdel``
+    of this job ends the campaign, and a job that waits for another one gains no priority by its age.
 
     Parameters
     ----------
@@ -65,7 +75,9 @@ def command_of(spec: Executor, words: Sequence[str], folder: Path) -> str:
     """
     seconds = max(1, spec.seconds - min(WARNING, spec.seconds // 4))
     campaign = shlex.join(module_command("campaign.cli", *words))
-    again = "sbatch" if spec.provider == "slurm" else "qsub"
+    job, again = "$PBS_JOBID", "qsub -W depend=afterany:"
+    if spec.provider == "slurm":
+        job, again = "$SLURM_JOB_ID", "sbatch --dependency=afterany:"
     options = "".join(
         f" {flag} {shlex.quote(str(spec.options[key]))}"
         for key, flag in (("queue", "-q"), ("account", "-A"))
@@ -74,12 +86,17 @@ def command_of(spec: Executor, words: Sequence[str], folder: Path) -> str:
     return "\n".join(
         [
             f"cd {shlex.quote(str(folder))}",
+            f"JOB={job}",
             # a job that this one submits is not a part of it
             'for name in ${!SLURM_@}; do [ "$name" = SLURM_CONF ] || unset "$name"; done',
-            f"timeout --signal=TERM {seconds} {campaign}",
+            f"{campaign} &",
+            "DRIVER=$!",
+            f'next() {{ {again}"$JOB"{options} "$SCRIPTS/$JOBNAME"; }}',
+            f"(sleep {seconds} > /dev/null 2>&1 && {{ next || {{ sleep 20; next; }}; kill -TERM $DRIVER; }}) &",
+            "WATCH=$!",
+            "wait $DRIVER",
             "code=$?",
-            f'if [ "$code" = 124 ]; then exec {again}{options} "$SCRIPTS/$JOBNAME"; fi',
-            'exit "$code"',
+            'if kill $WATCH 2> /dev/null; then exit "$code"; fi',  # its time was not up
         ]
     )
 

@@ -8,7 +8,9 @@ that must wait for nodes loses some, and can loop for ever (Parsl#3829, #3800).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import logging
 import math
 import os
@@ -45,6 +47,12 @@ LOOK = 0.2
 #: Seconds to wait for more once a record is there: those that come together share one flush of the ledger.
 GATHER = 0.02
 
+#: Seconds that an interchange may take to say which workers there are.
+ANSWER = 30.0
+
+#: The file, beside Parsl's own, in which a driver leaves how long its tasks took.
+LEARNED = "drain.json"
+
 #: How much longer than the longest so far a task may well take.
 MARGIN = 1.2
 
@@ -75,7 +83,8 @@ class ParslRunner:
         self._count = itertools.count(1)
         self._flying: dict[str, tuple[Task, Context]] = {}
         self._heard = time.time()
-        self._drain: dict[str, int] = {}  # seconds at the end of an executor's blocks in which no task starts
+        # executor -> seconds at the end of its blocks in which no task starts, as the driver before this one left it
+        self._drain = _learned(logs / LEARNED, site)
         self._records: queue.SimpleQueue[tuple[int, Record]] = queue.SimpleQueue()
         os.environ[TOKEN_VARIABLE] = token
         os.environ["SPT_NOENV"] = "1"  # Parsl renames its processes; keep their environment, and the token, readable
@@ -88,6 +97,8 @@ class ParslRunner:
         from parsl.config import Config
         from parsl.dataflow.dflow import DataFlowKernel
 
+        self._answered: set[str] = set()  # executors whose workers have done something
+        self._met: dict[str, float] = {}  # Parsl's managers of workers: when each was seen first (s since the epoch)
         shutil.rmtree(self._logs / "workers", ignore_errors=True)
         (self._logs / "workers").mkdir(parents=True, exist_ok=True)
         config = Config(
@@ -147,6 +158,7 @@ class ParslRunner:
             name = self._site.place(task.stage, task.ranks, task.threads)
             spec = self._site.executors[name]
             needed = self._drain.get(name, spec.drain_seconds)
+            self._answered.add(name)
             if spec.drain != "auto" or spec.provider == "local":
                 continue  # fixed in the site file, or without an end
             if record["state"] == "done" and record["seconds"] * MARGIN > needed:
@@ -155,7 +167,7 @@ class ParslRunner:
                 drain(self._kernel.executors[name], spec.seconds - self._drain[name])
 
     def _silent(self) -> bool:
-        """Tell whether blocks run and tasks are waiting, but no worker is at any of them.
+        """Tell whether tasks wait for an executor that has workers, but none of them is at any of its tasks.
 
         Parsl's workers can get into that state: one killed while it waits for a task takes the lock of the queue with
         it. An interchange that was killed looks the same.
@@ -167,19 +179,29 @@ class ParslRunner:
             return True
         if time.time() - self._heard < self._patience:
             return False
-        blocks = [s for e in self._kernel.executors.values() for s in getattr(e, "status_facade", {}).values()]
-        if not any(s.state.name == "RUNNING" for s in blocks):
-            self._heard = time.time()  # waiting for the batch system
-            return False
-        workers = list((self._logs / "workers").iterdir())
-        if not workers:
-            self._heard = time.time()  # none has come up yet: a slow start is not silence
-            return False
-        marks = {context.mark(task.id) for task, context in self._flying.values()}
-        if any(path.read_text().strip() in marks and _lives(path.name) for path in workers):
-            self._heard = time.time()  # long tasks
-            return False
-        return True
+        marks: dict[str, set[str]] = {}  # executor -> its tasks in flight
+        for task, context in self._flying.values():
+            marks.setdefault(self._site.executor_for(task.stage), set()).add(context.mark(task.id))
+        workers = (self._logs / "workers").iterdir()
+        begun = {path.read_text().strip() for path in workers if _lives(path.name)}
+        # those that are at long tasks, or where none has come up yet, are not meant
+        idle = [name for name, waiting in marks.items() if not waiting & begun and name in self._answered]
+        if any(self._has_workers(self._kernel.executors[name]) for name in idle):
+            return True
+        self._heard = time.time()  # the batch system is waited for, or workers that come up
+        return False
+
+    def _has_workers(self, executor: Any) -> bool:
+        """Tell whether workers of an executor had time to take a task, or its interchange does not answer."""
+        from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError
+
+        try:
+            managers = executor.command_client.run("MANAGERS", timeout_s=ANSWER)
+        except (CommandClientBadError, CommandClientTimeoutError):
+            return True
+        takers = [m["manager"] for m in managers if m["active"] and not m["draining"]]
+        # a slow start is not silence
+        return any(time.time() - self._met.setdefault(name, time.time()) > self._patience for name in takers)
 
     def _start_afresh(self) -> list[Record]:
         """End all workers, start new ones, and hand every task in flight back as lost by the machine."""
@@ -206,8 +228,13 @@ class ParslRunner:
         return ""
 
     def close(self) -> None:
-        """Stop the workers; tasks in flight are abandoned."""
+        """Stop the workers and end the jobs; tasks in flight are abandoned."""
+        with contextlib.suppress(OSError):  # the next driver would learn it again
+            (self._logs / LEARNED).write_text(json.dumps(self._drain))
         _give_up(self._kernel)
+        for name, executor in self._kernel.executors.items():
+            if name in self._site.executors and self._site.executors[name].provider != "local":
+                _cancel_left(executor)
         end_leftovers(self._token)
         self._close_log()
 
@@ -228,6 +255,24 @@ def _give_up(kernel: Any, seconds: float = 20.0) -> None:
     closing = threading.Thread(target=kernel.cleanup, daemon=True)
     closing.start()
     closing.join(seconds)
+
+
+def _learned(path: Path, site: Site) -> dict[str, int]:
+    """Return what an earlier driver learned of a site's executors: half of a block at most, nothing that is fixed."""
+    try:
+        found = {str(name): int(seconds) for name, seconds in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    specs = {name: spec for name, spec in site.executors.items() if spec.provider != "local" and spec.drain == "auto"}
+    return {name: min(found[name], spec.seconds // 2) for name, spec in specs.items() if name in found}
+
+
+def _cancel_left(executor: Any) -> None:
+    """Cancel the jobs that Parsl left: those of an executor that it gave up, or that it had no time to cancel."""
+    left = [job for job, known in executor.provider.resources.items() if not known["status"].terminal]
+    if left:
+        with contextlib.suppress(Exception):  # no answer: they end when their workers hear from no driver
+            executor.provider.cancel(left)
 
 
 def _log(logs: Path) -> Callable[[], None]:
@@ -278,11 +323,7 @@ def _scheduling(task: Task, nodes: int) -> dict[str, Any]:
 
 def executors(site: Site, token: str) -> list[Any]:
     """Return Parsl's executor for each of the site's that a stage uses, or that a task of many ranks may go to."""
-    used = {site.executor_for(stage) for stage in ("sample", "select", "label", "train", "validate")}
-    used |= set(site.wide)
-    rare = ("distill", "transfer")  # a site file may know nothing of them
-    used |= {name for stage, name in site.stages.items() if stage in rare}
-    return [executor(site, name, token) for name in sorted(used)]
+    return [executor(site, name, token) for name in sorted({*site.stages.values(), *site.wide})]
 
 
 def executor(site: Site, name: str, token: str, ask: Ask | None = None) -> Any:

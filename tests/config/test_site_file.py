@@ -144,6 +144,7 @@ def test_slurm_starts_workers_on_every_node_and_pbs_asks_for_known_cores(
         ("environment", "  cp2k: [/usr/bin/mpirun, cp2k.psmp]\nenvironment", 14, "launch.cp2k", "mpirun", '"{ranks}"'),
         ("environment", "  cp2k: [mpirun.openmpi, cp2k]\nenvironment", 14, "launch.cp2k", "openmpi", '"{ranks}"'),
         ("environment", '  cp2k: [srun, -n, "{ranks}"]\nenvironment', 14, "launch.cp2k", "srun", "cp2k.psmp"),
+        ("train: gpu", "train: gpu, learn: gpu", 11, "stages.learn", "gpu", "remove it"),
         ("[module load x]", "[3]", 14, "environment[0]", "3", "quotes"),
         ("[module load x]", "[x]\nroots: [/data]", 15, "roots", "/data", "the keys here are"),
         ("provider: pbs,", "provider: local, nodes: 3,", 10, "executors.gpu.nodes", "3", "write nodes: 1"),
@@ -180,6 +181,25 @@ def test_sites_that_come_along_are_right() -> None:
             assert site.workers_per_node(executor) * spec.cores_per_worker <= site.cores_per_node(executor)
             assert not spec.gpus or site.workers_per_node(executor) == spec.gpus
             assert not spec.binding.startswith("list:") or spec.binding.count(":") == site.workers_per_node(executor)
+
+
+def test_no_srun_of_theirs_takes_cores_away() -> None:
+    """``--cpus-per-task`` implies ``--exact``: every task of a node would start on the same first cores."""
+    for name in site_names():
+        site = load_site(name)
+        lines = [*site.launch.values(), *(spec.start for spec in site.executors.values())]
+        assert not any(word.startswith(("--cpus-per-task", "-c", "--exact")) for line in lines for word in line)
+
+
+@pytest.mark.parametrize(("name", "cores"), [("perlmutter", 64), ("polaris", 32)])
+def test_workers_keep_to_whole_cores_next_to_their_gpu(name: str, cores: int) -> None:
+    """Of two threads a core, and GPU 0 at the last quarter of the cores: Parsl's block-reverse takes both for cores."""
+    binding = load_site(name).executors["gpu"].binding
+    each = cores // 4
+    for gpu, part in enumerate(binding.removeprefix("list:").split(":")):
+        ranges = [tuple(map(int, span.split("-"))) for span in part.split(",")]
+        first = (3 - gpu) * each
+        assert ranges == [(first, first + each - 1), (first + cores, first + cores + each - 1)]
 
 
 @pytest.fixture
@@ -240,6 +260,24 @@ def test_ranks_without_a_launch_command(tmp_path: Path) -> None:
     (problem,) = check_together(loaded, load_site(write(tmp_path, text)))
     assert "sample[0].ranks: site cluster has no command to launch LAMMPS" in problem
     assert "got 2; write 'lammps: [mpiexec" in problem
+
+
+def test_distillation_needs_the_device_of_the_training(tmp_path: Path) -> None:
+    """Its networks are trained as those of ``train`` are, on the executor of its own stage."""
+    more = "distill: {method: uq, members: 2, iterations: 1, train_fraction: 0.5}\nlabel: {engine: pool}\n"
+    path = changed(tmp_path, "label:\n  engine: lammps\n", more).path
+    path.write_text(path.read_text().replace("train:\n", "train:\n  device: cuda\n"))
+    loaded = load_campaign(path)
+    (problem,) = check_together(loaded, load_site(write(tmp_path, GOOD)))
+    assert (
+        "train.device: distill trains on the same device, and its executor cpu of site cluster has no GPUs" in problem
+    )
+    assert problem.endswith("write 'distill: gpu' under stages of the site file")
+    both = GOOD.replace("train: gpu", "train: gpu, distill: gpu")
+    assert check_together(loaded, load_site(write(tmp_path, both))) == []
+    for name in site_names():
+        site = load_site(name)
+        assert site.executor_for("distill") == site.executor_for("train"), name
 
 
 def test_training_on_gpus_or_processes_that_the_site_has_not(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ export CAMPAIGN_DRIVER=TOKEN SPT_NOENV=1 PYTHONSAFEPATH=1
 
 export JOBNAME="campaign.train"
 
+cd RUN/logs/submit_scripts
 set -e
 export CORES=$(getconf _NPROCESSORS_ONLN)
 [[ "1" == "1" ]] && echo "Found cores : $CORES"

@@ -35,10 +35,10 @@ SCRIPT_DIR="RUN/logs/submit_scripts"
 [[ -d $SCRIPT_DIR ]] || SCRIPT_DIR=""
 
 cat << SLURM_EOF > ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
-process_worker_pool.py  --max_workers_per_node=4 -a ADDRESSES -p 0 -c 16 -m None --poll 10 --port=PORT --cert_dir RUN/logs/gpu --logdir=RUN/logs/gpu --logconf=RUN/logs/gpu --block_id=BLOCK --hb_period=5  --hb_threshold=20 --drain_period=13680 --cpu-affinity block-reverse  --mpi-launcher=mpiexec --available-accelerators 0 1 2 3
+process_worker_pool.py  --max_workers_per_node=4 -a ADDRESSES -p 0 -c 16 -m None --poll 10 --port=PORT --cert_dir RUN/logs/gpu --logdir=RUN/logs/gpu --logconf=RUN/logs/gpu --block_id=BLOCK --hb_period=5  --hb_threshold=20 --drain_period=13680 --cpu-affinity list:48-63,112-127:32-47,96-111:16-31,80-95:0-15,64-79  --mpi-launcher=mpiexec --available-accelerators 0 1 2 3
 SLURM_EOF
 chmod a+x ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
 
-srun --ntasks 1 -l --cpus-per-task=128 --cpu-bind=none bash ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
+srun --ntasks 1 -l --cpu-bind=none bash ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
 
 [[ "1" == "1" ]] && echo "Done"

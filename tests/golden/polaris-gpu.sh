@@ -20,6 +20,7 @@ export CAMPAIGN_DRIVER=TOKEN SPT_NOENV=1 PYTHONSAFEPATH=1
 
 export JOBNAME="campaign.gpu"
 
+cd RUN/logs/submit_scripts
 set -e
 export CORES=$(getconf _NPROCESSORS_ONLN)
 [[ "1" == "1" ]] && echo "Found cores : $CORES"
@@ -36,7 +37,7 @@ else
 fi
 
 cat << MPIEXEC_EOF > ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$JOBNAME.sh
-process_worker_pool.py  --max_workers_per_node=4 -a ADDRESSES -p 0 -c 8 -m None --poll 10 --port=PORT --cert_dir RUN/logs/gpu --logdir=RUN/logs/gpu --logconf=RUN/logs/gpu --block_id=BLOCK --hb_period=5  --hb_threshold=20 --drain_period=10260 --cpu-affinity block-reverse  --mpi-launcher=mpiexec --available-accelerators 0 1 2 3
+process_worker_pool.py  --max_workers_per_node=4 -a ADDRESSES -p 0 -c 8 -m None --poll 10 --port=PORT --cert_dir RUN/logs/gpu --logdir=RUN/logs/gpu --logconf=RUN/logs/gpu --block_id=BLOCK --hb_period=5  --hb_threshold=20 --drain_period=10260 --cpu-affinity list:24-31,56-63:16-23,48-55:8-15,40-47:0-7,32-39  --mpi-launcher=mpiexec --available-accelerators 0 1 2 3
 MPIEXEC_EOF
 chmod u+x ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$JOBNAME.sh
 

@@ -37,6 +37,6 @@ process_worker_pool.py  --max_workers_per_node=4 -a ADDRESSES -p 0 -c 24 -m None
 SLURM_EOF
 chmod a+x ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
 
-srun --ntasks 1 -l --cpus-per-task=96 --cpu-bind=none bash ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
+srun --ntasks 1 -l --cpu-bind=none bash ${SCRIPT_DIR:+$SCRIPT_DIR/}cmd_$SLURM_JOB_NAME.sh
 
 [[ "1" == "1" ]] && echo "Done"

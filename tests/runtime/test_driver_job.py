@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from campaign.config import load_site
+from campaign.config import load_site, site_names
 from campaign.errors import InputError
-from campaign.runtime.driver_job import command_of, job_of
+from campaign.runtime.driver_job import command_of, cost_of, job_of
 
 SITE = """\
 site: s
@@ -47,20 +47,54 @@ def test_a_site_without_a_batch_system_has_no_such_job() -> None:
         job_of(load_site("local"))
 
 
-@pytest.mark.parametrize(("exit_code", "expected"), [(0, 0), (1, 1), (124, 42)])
-def test_the_job_ends_as_the_driver_does_and_follows_itself_when_its_time_is_up(
-    tmp_path: Path, exit_code: int, expected: int
+#: A driver that is told to end, takes its time over it, and is killed in the end.
+DRIVER = "#!/bin/bash\ntrap 'sleep 0.5; echo ended; kill -9 $$' TERM\necho \"$@\"\n"
+
+#: A program that says how it was called.
+SAYS = '#!/bin/sh\necho "$(basename $0) $*"\n'
+
+
+@pytest.mark.parametrize(
+    ("provider", "driver", "expected", "said"),
+    [
+        ("pbs", "exit 0", 0, []),
+        ("slurm", "exit 1", 1, []),
+        ("slurm", "kill -9 $$", 137, []),
+        ("pbs", "while :; do sleep 0.1; done", 0, ["qsub -W depend=afterany:77 -A me /run/logs/j", "ended"]),
+        ("slurm", "while :; do sleep 0.1; done", 0, ["sbatch --dependency=afterany:7 /run/logs/j", "ended"]),
+    ],
+)
+def test_the_job_ends_as_the_driver_does_and_another_one_is_there_before_its_time_is_up(
+    tmp_path: Path, provider: str, driver: str, expected: int, said: list[str]
 ) -> None:
-    """``timeout`` says 124 where it ended the driver; it and ``qsub`` are stand-ins that tell how they were called."""
-    spec = job_of(site(tmp_path, SITE.replace("PROVIDER", "pbs")))  # type: ignore[arg-type]
-    for name, code in {"timeout": exit_code, "qsub": 42}.items():
-        (tmp_path / name).write_text(f'#!/bin/sh\nshift 0; echo "{name} $*"\nexit {code}\n')
+    """However the driver ends when it is told to: the next job was submitted before."""
+    spec = job_of(site(tmp_path, SITE.replace("PROVIDER", provider)))  # type: ignore[arg-type]
+    for name, text in {"driver": f"{DRIVER}{driver}", "qsub": SAYS, "sbatch": SAYS}.items():
+        (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     lines = command_of(spec, ["run", "a file.yaml"], tmp_path)
+    assert "sleep 1080 " in lines
+    lines = lines.replace("sleep 1080 ", "sleep 1 ").replace(sys.executable, str(tmp_path / "driver"))
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SCRIPTS": "/run/logs", "JOBNAME": "j"}
-    environment |= {"SLURM_NTASKS": "9", "SLURM_CONF": "kept"}
-    done = subprocess.run(["bash", "-c", f"{lines}"], capture_output=True, text=True, env=environment)
+    environment |= {"SLURM_JOB_ID": "7", "PBS_JOBID": "77", "SLURM_NTASKS": "9", "SLURM_CONF": "kept"}
+    done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, env=environment, timeout=20)
     assert done.returncode == expected
     first, *rest = done.stdout.splitlines()
-    assert first == f"timeout --signal=TERM 1080 {sys.executable} -P -m campaign.cli run a file.yaml"
-    assert rest == (["qsub -A me /run/logs/j"] if exit_code == 124 else [])
+    assert first.endswith("-m campaign.cli run a file.yaml")
+    assert rest == said
+
+
+def test_what_the_driver_takes_is_said() -> None:
+    assert cost_of(job_of(load_site("perlmutter"))) == "1 core for 48:00:00, and again for as long until all is done"
+    assert cost_of(job_of(load_site("frontier"))).startswith("a whole node for 24:00:00")
+    with pytest.raises(InputError, match="site stampede3 lets no job drive a campaign"):
+        job_of(load_site("stampede3"))
+
+
+def test_the_sites_give_the_driver_more_time_than_a_block_has() -> None:
+    """What it asked for ends with it: one of the length of a block would spend its time in the queue."""
+    for name in site_names():
+        found = load_site(name)
+        if found.driver is not None and found.driver.provider != "local":
+            longest = max(spec.seconds for spec in found.executors.values())
+            assert found.driver.seconds >= 4 * longest or name == "aurora", name  # prod gives one node no more

@@ -10,6 +10,8 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -19,7 +21,7 @@ from campaign.pipeline import status_of, survey
 from campaign.runtime.parsl import ParslRunner
 from campaign.store.ledger import read_ledger
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task
-from campaign.worker import run_task
+from campaign.worker import _one_mask, run_task
 
 TOY = """
 campaign: toy
@@ -198,6 +200,24 @@ def test_workers_end_by_themselves_when_the_driver_was_killed(tmp_path: Path) ->
     assert not alive(family)
 
 
+def test_a_second_signal_does_not_break_off_the_ending_of_the_workers(tmp_path: Path) -> None:
+    """Batch systems send several, and people press Ctrl-C again."""
+    (tmp_path / "toy.yaml").write_text(TOY)
+    process = start(tmp_path, "runs")
+    end = time.time() + 60
+    while time.time() < end and not (tmp_path / "runs/toy/logs/workers").exists():
+        time.sleep(0.1)
+    time.sleep(2.0)
+    family = started_by(tmp_path / "runs" / "toy")
+    assert family
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.3)
+    assert process.wait(60) == 130
+    assert not alive(family)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 def test_a_second_driver_is_told_who_is_there(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(TOY)
     first = start(tmp_path, "runs")
@@ -225,6 +245,124 @@ def test_a_site_says_where_temporary_files_go(tmp_path: Path) -> None:
     )
     assert shown.stdout.strip() == str(scratch)
     assert scratch.is_dir()
+
+
+class Pool:
+    """An executor with workers that are at no task, unless ``managers`` says otherwise."""
+
+    interchange_proc = SimpleNamespace(poll=lambda: None)
+    status_facade: ClassVar = {"0": SimpleNamespace(state=SimpleNamespace(name="RUNNING"))}
+
+    def __init__(self, *managers: dict[str, Any]) -> None:
+        self.managers = managers
+        self.command_client = self
+
+    def run(self, message: str, timeout_s: float) -> list[dict[str, Any]]:
+        assert message == "MANAGERS"
+        return list(self.managers)
+
+
+UP = {"manager": "known", "active": True, "draining": False}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "mark", "silent"),
+    [
+        ([], "", False),  # its job waits in the queue, while those of the other executor have nothing to do
+        ([UP], "", True),  # its workers are there and take nothing
+        ([UP | {"manager": "new"}], "", False),  # they come up
+        ([UP | {"draining": True}], "", False),  # they take no more; the next job comes
+        ([UP], "mine", False),  # one of them is at the task
+    ],
+    ids=["waits", "hangs", "comes", "ends", "works"],
+)
+def test_an_executor_is_silent_when_its_own_workers_are(
+    tmp_path: Path, gpu: list[dict[str, Any]], mark: str, silent: bool
+) -> None:
+    text = "{cpu: {provider: slurm, cores: 2}, gpu: {provider: slurm, cores: 2}}"
+    (tmp_path / "s.yaml").write_text(f"site: s\nexecutors: {text}\nstages: {{default: cpu, train: gpu}}\n")
+    workers = tmp_path / "logs" / "workers"
+    workers.mkdir(parents=True)
+    runner = ParslRunner.__new__(ParslRunner)
+    task, context = Task("train", "0", {"a": 1}), Context(tmp_path, sent=9)
+    (workers / "elsewhere 77").write_text("another 1".ljust(48))
+    (workers / "elsewhere 78").write_text((context.mark(task.id) if mark else "another 2").ljust(48))
+    runner._flying = {task.id: (task, context)}
+    runner._site, runner._logs = load_site(str(tmp_path / "s.yaml")), tmp_path / "logs"
+    runner._heard, runner._patience = time.time() - 61, 60.0
+    runner._answered, runner._met = {"cpu", "gpu"}, {"known": time.time() - 61}
+    runner._kernel = SimpleNamespace(executors={"cpu": Pool(UP), "gpu": Pool(*gpu)})
+    assert runner._silent() is silent
+
+
+@pytest.mark.parametrize("provider", ["slurm", "pbs"])
+def test_no_job_stays_in_the_queue_of_an_executor_that_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, path_with_parsl: None
+) -> None:
+    """Parsl scales in no executor that is in a bad state."""
+    (tmp_path / "s.yaml").write_text(
+        f"site: s\nexecutors: {{cpu: {{provider: {provider}, cores: 2}}}}\nstages: {{default: cpu}}\n"
+    )
+    for program, said in {"sbatch": "Submitted batch job 7", "qsub": "7", "scancel": "", "qdel": ""}.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\necho {program} $* >> {tmp_path}/calls\necho {said}\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    runner = ParslRunner(run_task, load_site(str(tmp_path / "s.yaml")), tmp_path / "logs", "test-token")
+    executor = runner._kernel.executors["cpu"]
+    runner.submit(Task("noop", "0", {"k": 0}), Context(tmp_path))
+    end = time.time() + 60
+    while time.time() < end and not executor.provider.resources:
+        time.sleep(0.1)
+    executor.set_bad_state_and_fail_all(RuntimeError("given up"))
+    runner.close()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len([c for c in calls if c.startswith(("sbatch", "qsub"))]) == 1
+    assert calls[-1].split() in (["scancel", "7"], ["qdel", "7"])
+
+
+def test_a_driver_knows_how_long_the_tasks_of_the_one_before_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path_with_parsl: None
+) -> None:
+    (tmp_path / "sacct").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    text = "site: s\nexecutors: {cpu: {provider: slurm, cores: 2, walltime: 01:00:00}}\nstages: {default: cpu}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    site = load_site(str(tmp_path / "s.yaml"))
+    for before, expected in (({}, 3600 - 180), ({"cpu": 1000, "gone": 5}, 2600), ({"cpu": 9000}, 1800)):
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        (tmp_path / "logs" / "drain.json").write_text(json.dumps(before))
+        runner = ParslRunner(run_task, site, tmp_path / "logs", "test-token")
+        assert f"--drain_period={expected} " in runner._kernel.executors["cpu"].launch_cmd
+        runner._drain = {"cpu": 7}
+        runner.close()
+        assert json.loads((tmp_path / "logs" / "drain.json").read_text()) == {"cpu": 7}
+
+
+def test_no_job_is_asked_for_before_there_is_a_task_for_it(tmp_path: Path) -> None:
+    """Nor is there a place for a stage that neither site file nor campaign name."""
+    from campaign.runtime.parsl import executors
+
+    text = "{cpu: {provider: slurm, cores: 2}, gpu: {provider: slurm, cores: 2}, more: {provider: local}}"
+    (tmp_path / "s.yaml").write_text(f"site: s\nexecutors: {text}\nstages: {{sample: cpu, train: gpu}}\n")
+    found = executors(load_site(str(tmp_path / "s.yaml")), "token")
+    assert [(e.label, e.provider.init_blocks, e.provider.min_blocks) for e in found] == [("cpu", 0, 0), ("gpu", 0, 0)]
+
+
+def test_an_amd_gpu_is_chosen_by_one_variable_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsl's worker sets them all; with two of them the second counts within what the first one left."""
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    _one_mask(tmp_path / "kfd")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    (tmp_path / "kfd").touch()
+    _one_mask(tmp_path / "kfd")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert os.environ["ROCR_VISIBLE_DEVICES"] == "3"
+    monkeypatch.delenv("ROCR_VISIBLE_DEVICES")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # a person's own choice
+    _one_mask(tmp_path / "kfd")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize(

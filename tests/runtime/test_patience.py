@@ -34,6 +34,9 @@ def block(state: str, message: str | None = None, stderr: str | None = None) -> 
         ([block("COMPLETED")] + [block("MISSING", "silent", "no python")] * FAILURES, "silent no python"),
         ([block("FAILED")] * FAILURES + [block("RUNNING")], ""),
         ([block("FAILED")] * (FAILURES - 1) + [block("FAILED", f"{REFUSED} 2: no")], ""),
+        ([block("RUNNING")] + [block("FAILED")] * FAILURES, ""),
+        ([block("RUNNING")] * 2 + [block("FAILED", f"{REFUSED} 3: no")] * REFUSALS, ""),
+        ([block("PENDING")] * 2 + [block("FAILED", f"{REFUSED} 3: QOSMaxSubmitJobPerUserLimit")] * REFUSALS, ""),
         ([], ""),
     ],
 )

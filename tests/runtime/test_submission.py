@@ -59,9 +59,13 @@ def test_the_workers_of_a_pbs_block_are_started_by_the_machines_own_mpiexec(tmp_
     (machine / "mpiexec").chmod(0o755)
     for program in ("sh", "sort", "getconf", "cat", "chmod", "dirname"):
         (machine / program).symlink_to(str(shutil.which(program)))
+    scripts = tmp_path / "RUN" / "logs" / "submit_scripts"
+    scripts.mkdir(parents=True)
     text = script("polaris", "cpu").replace("ENVIRONMENT/bin", str(Path(sys.executable).parent))
     done = subprocess.run(
         ["/bin/bash"], input=text, capture_output=True, text=True, cwd=tmp_path, env={"PATH": str(machine)}
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("the machine")]
     assert line.startswith("the machine: --cpu-bind none --ppn 1 --depth=64 -n 10 --hostfile ")
+    assert [p.name for p in tmp_path.glob("*.nodes")] == []  # in a job this is $HOME
+    assert [p.read_text() for p in scripts.glob("*.nodes")] == ["localhost\n"]

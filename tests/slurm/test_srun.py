@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
+from campaign.config import load_site
 from campaign.engines.dynamics import Segment, Start
 from campaign.engines.lammps_mpi import run_job
 from campaign.engines.lammps_potential import PotentialLines
@@ -48,3 +51,33 @@ def test_two_walkers_of_two_ranks_give_the_same_frames_by_srun_and_by_mpiexec(
             np.testing.assert_array_equal(stretch.arrays[name], array, err_msg=name)
         assert stretch.checkpoint == found["mpiexec"][number].checkpoint
     assert (found["srun"][0].arrays["positions"] != found["srun"][1].arrays["positions"]).any()
+
+
+#: What a worker does: it starts a program with the site's launch line, which says how many cores its step may use.
+WORKER = """
+import json, sys
+from pathlib import Path
+from campaign.engines import process
+words = [w.replace("{ranks}", "1").replace("{node}", process.node()) for w in json.loads(sys.argv[1])]
+print("cores", process.run([*words, "printenv", "SLURM_CPUS_ON_NODE"], Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("start", [[], ["--cpus-per-task=2"]], ids=["as sites have it", "an option of the old files"])
+def test_a_task_may_use_all_cores_of_its_node(cluster: Any, tmp_path: Path, start: list[str]) -> None:
+    """``--cpus-per-task``, given or inherited, implies ``--exact``: each task would be given the same first cores."""
+    launch = json.dumps(load_site("slurm").launch["lammps"])
+    command = [
+        "srun",
+        "--nodes=1",
+        "--ntasks=1",
+        "--exclusive",
+        "--cpu-bind=none",
+        *start,
+        sys.executable,
+        "-c",
+        WORKER,
+    ]
+    done = subprocess.run([*command, launch, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["cores", str(cluster.cores)]

@@ -56,10 +56,10 @@ def test_a_campaign_that_is_longer_than_its_allocations_finishes_in_as_many_as_i
 def test_a_detached_driver_runs_as_a_job_and_goes_on_in_another(
     cluster: Any, tmp_path: Path, site: Callable[..., str]
 ) -> None:
-    """The driver's first job has 45 s for a campaign that takes longer; the second one ends it."""
-    (tmp_path / "toy.yaml").write_text(TOY.replace("FRAMES", "15"))
+    """The driver's first job has 90 s for a campaign that takes longer; the second one ends it."""
+    (tmp_path / "toy.yaml").write_text(TOY.replace("FRAMES", "35"))
     path = site(
-        max_blocks=1, driver={"provider": "slurm", "cores": 1, "walltime": "00:01:00", "options": {"exclusive": False}}
+        max_blocks=1, driver={"provider": "slurm", "cores": 1, "walltime": "00:02:00", "options": {"exclusive": False}}
     )
     command = [sys.executable, "-m", "campaign.cli", "run", "toy.yaml", "--site", path, "--root", "runs", "--detach"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

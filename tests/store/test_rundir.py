@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from campaign.errors import InputError, Locked
+from campaign.errors import InputError, Locked, StoreError
 from campaign.store import groups, rundir
 from campaign.store.rundir import RunDirectory, holder, open_existing
 from campaign.tasks import TOKEN_VARIABLE
@@ -182,3 +183,17 @@ def write_inputs(run: Path, attributes: Any) -> None:
 def test_no_campaign_there(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="not a run directory"):
         open_existing(tmp_path / name)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre mounted with ``noflock`` has none: nothing would keep a second driver out."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with RunDirectory(tmp_path):
+        pass
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert holder(tmp_path) is None
+    with pytest.raises(StoreError, match=r"has no locks that keep a second driver out .* another one with --root"):
+        RunDirectory(tmp_path)
