@@ -10,6 +10,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,14 @@ class RunDirectory:
         done |= {r["task"]: r for r in lines if r["state"] == "done" and r["stage"] not in KINDS}
         self.tries = failed_tries(lines)
         return done, quarantined, {task: len(tries) for task, tries in self.tries.items()}
+
+    def reached(self, task: str) -> float:
+        """Return when a task last wrote a checkpoint (s since the epoch); 0 if there is none."""
+        found = 0.0
+        for path in (self.path / "tasks" / task).glob("*.ckpt"):
+            with suppress(OSError):  # it is replaced by a new one
+                found = max(found, path.stat().st_mtime)
+        return found
 
     def release(self, quarantined: Mapping[str, Record]) -> None:
         """Let quarantined tasks be tried again from their first attempt on; the ledger says so first."""
