@@ -42,10 +42,10 @@ system:
   structure: {{prototype: fcc, elements: [Ar], a: 5.4, supercell: [2, 2, 2]}}
   potential: {{lammps: argon.lmp}}
 sample:
-  - {{method: npt, temperature: [60, 120], walkers: 8, steps: {steps}, timestep: 0.004, every: 200, segment: 40}}
+  - {{method: npt, temperature: [60, 120], walkers: 6, steps: {steps}, timestep: 0.004, every: 200, segment: 80}}
 select: {{method: rnd_stream, size: 12, representation: {{model: schnet, features: 16, interactions: 1, cutoff: 5.0}}}}
 label: {{engine: lammps}}
-train: {{model: schnet, members: 2, features: 16, interactions: 1, cutoff: 5.0, epochs: 150}}
+train: {{model: schnet, members: 2, features: 16, interactions: 1, cutoff: 5.0, epochs: 40}}
 validate:
   - {{method: errors, held_out: 20, against: [random], threshold: {{forces: 1.0}}}}
   - {{method: stability, ensemble: nvt, temperature: 80, time: 3, timestep: 0.004}}
@@ -81,7 +81,7 @@ class Storm:
 
     def begin(self, root: str) -> None:
         """Start the campaign of this root."""
-        self.root, self.run = root, self.folder / root / "kill"
+        self.root, self.run, self._seen = root, self.folder / root / "kill", 0
         self._start()
 
     def _start(self) -> None:
@@ -122,6 +122,11 @@ class Storm:
 
     def _later(self, seconds: float, undo: Callable[[], None]) -> None:
         self._mends.append((time.time() + seconds, undo))
+
+    def _moved(self) -> bool:
+        """Tell whether anything came to its end since this was last true: what ends all workers waits for that."""
+        before, self._seen = self._seen, lines(self.run)
+        return self._seen > before
 
     # -- the kinds -------------------------------------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class Storm:
 
     def interchange(self) -> bool:
         """Kill Parsl's interchange."""
-        found = [p for p in family(self.run) if "interchange" in " ".join(_command(p))]
+        found = [p for p in family(self.run) if "interchange" in " ".join(_command(p))] if self._moved() else []
         return bool(found) and _kill(self.rng.choice(found))
 
     def refused(self) -> bool:
@@ -209,7 +214,7 @@ class Storm:
             begun = json.loads((self.run / "driver.lock").read_text())["pid"] == self.driver.pid
         except (OSError, ValueError, KeyError):
             begun = False
-        if self.driver.poll() is not None or (not begun and self.rng.random() < AT_WORK):
+        if self.driver.poll() is not None or (not begun and self.rng.random() < AT_WORK) or not self._moved():
             return False
         self.driver.kill()
         self.driver.wait()
@@ -275,7 +280,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="campaign-chaos-"))
     (folder / "kill.yaml").write_text(CAMPAIGN.format(steps=64000 if options.quick else 160000))
     (folder / "argon.lmp").write_text(POTENTIAL)
-    write_site(folder / "site.yaml", walltime="00:02:00")
+    write_site(folder / "site.yaml", workers=1, walltime="00:05:00")
     found: Counter[str] = Counter()
     with cluster() as slurm:
         os.environ.update(environment() | {"SLURM_CONF": slurm.configuration})

@@ -139,8 +139,12 @@ class ParslRunner:
         wanted = [r for sent, r in arrived if r["task"] in self._flying and self._flying[r["task"]][1].sent == sent]
         for record in wanted:
             del self._flying[record["task"]]
+        for name in {self._site.executor_for(r["stage"]) for r in wanted if r["transient"]}:
+            self._kernel.executors[name].look_soon()
         if wanted:
-            self._heard, self._patience = time.time(), self._usual
+            self._heard = time.time()
+            if any(r["state"] == "done" for r in wanted):
+                self._patience = self._usual
             self._learn(wanted)
         elif self._silent():
             return self._start_afresh()

@@ -96,6 +96,10 @@ def executor_class() -> Any:
             self._again = time.monotonic() + max(self._wait, slow)
             return taken
 
+        def look_soon(self) -> None:
+            """Ask the batch system at the next look: workers were lost, and maybe their block."""
+            self._last_poll_time = 0.0
+
         def poll_facade(self) -> None:
             """Look at the queue when that is due, and at which blocks have come up."""
             super().poll_facade()
