@@ -42,7 +42,7 @@ system:
   structure: {{prototype: fcc, elements: [Ar], a: 5.4, supercell: [2, 2, 2]}}
   potential: {{lammps: argon.lmp}}
 sample:
-  - {{method: npt, temperature: [60, 120], walkers: 6, steps: {steps}, timestep: 0.004, every: 200, segment: 80}}
+  - {{method: npt, temperature: [40, 70], walkers: 6, steps: {steps}, timestep: 0.004, every: 200, segment: 80}}
 select: {{method: rnd_stream, size: 12, representation: {{model: schnet, features: 16, interactions: 1, cutoff: 5.0}}}}
 label: {{engine: lammps}}
 train: {{model: schnet, members: 2, features: 16, interactions: 1, cutoff: 5.0, epochs: 40}}
@@ -109,7 +109,8 @@ class Storm:
             if KINDS[kind](self):
                 self._deck.remove(kind)
                 self.done[kind] += 1
-                say(f"{sum(self.done.values())}: {kind}; {lines(self.run)} lines in the ledger of {self.root}")
+                now = time.strftime("%H:%M:%S")
+                say(f"{now} {sum(self.done.values())}: {kind}; {lines(self.run)} lines in the ledger of {self.root}")
                 return True
         return False
 
@@ -278,7 +279,7 @@ def main() -> None:
     options = parser.parse_args()
     faults = len(KINDS) if options.quick else options.faults
     folder = Path(tempfile.mkdtemp(prefix="campaign-chaos-"))
-    (folder / "kill.yaml").write_text(CAMPAIGN.format(steps=64000 if options.quick else 160000))
+    (folder / "kill.yaml").write_text(CAMPAIGN.format(steps=64000 if options.quick else 128000))
     (folder / "argon.lmp").write_text(POTENTIAL)
     write_site(folder / "site.yaml", workers=1, walltime="00:05:00")
     found: Counter[str] = Counter()

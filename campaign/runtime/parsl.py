@@ -250,7 +250,9 @@ def _end_blocks(kernel: Any) -> None:
 
     Timer.close(kernel.job_status_poller, 2.0)  # its own close would ask the interchange first
     for executor in kernel.executors.values():
-        jobs = executor.blocks_to_job_id
+        jobs = getattr(executor, "blocks_to_job_id", None)  # Parsl's own threads have none
+        if jobs is None:
+            continue
         blocks = [b for b, status in executor.status_facade.items() if b in jobs and not status.terminal]
         with contextlib.suppress(Exception):  # they end by themselves when they hear from nobody
             executor.provider.cancel([jobs[b] for b in blocks])

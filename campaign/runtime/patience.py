@@ -22,6 +22,9 @@ REFUSED = "Failed to start block"
 #: States of blocks that did not work. HELD is what a block is called here that is about to end.
 BAD, AT_WORK = ("FAILED", "MISSING"), ("RUNNING", "HELD")
 
+#: What Slurm leaves in the error output of a job that was cancelled, or lost its node: not the site file's fault.
+TAKEN = re.compile(r"CANCELLED AT|Job step aborted|got SIGCONT|NODE FAILURE|PREEMPTION|has expired")
+
 #: Most of a block's time that the next one is asked for before it takes no more tasks.
 LEAD = 0.25
 
@@ -140,7 +143,7 @@ def bad_in_a_row(status: Mapping[str, Any]) -> int:
     for block in sorted(status, key=int, reverse=True):
         if not _bad(status[block]):
             break
-        count += not _refused(status[block])
+        count += not (_refused(status[block]) or _taken(status[block]))
     return count
 
 
@@ -155,8 +158,9 @@ def give_up_late(executor: Any, status: Mapping[str, Any]) -> None:
         As Parsl's ``block_error_handler`` is called with: the executor, and the state of each of its blocks.
     """
     last = [status[block] for block in sorted(status, key=int)]
-    if any(s.state.name in AT_WORK for s in last):
+    if getattr(executor, "bad_state_is_set", False) or any(s.state.name in AT_WORK for s in last):
         return
+    last = [s for s in last if not _taken(s)]
     refused = len(last) >= REFUSALS and all(_refused(s) for s in last[-REFUSALS:])
     worked = any(not _bad(s) and s.state.name != "PENDING" for s in last)
     most = LATER_FAILURES if worked else FAILURES
@@ -168,6 +172,12 @@ def give_up_late(executor: Any, status: Mapping[str, Any]) -> None:
 
 def _bad(status: Any) -> bool:
     return status.state.name in BAD
+
+
+def _taken(status: Any) -> bool:
+    """Tell whether a job that did not work was taken away before it could; one that was out of time had its chance."""
+    said = str(status.stderr_summary or "") if _bad(status) and not _refused(status) else ""
+    return "TIME LIMIT" not in said and TAKEN.search(said) is not None
 
 
 def _refused(status: Any) -> bool:

@@ -37,6 +37,8 @@ def block(state: str, message: str | None = None, stderr: str | None = None) -> 
         ([block("COMPLETED")] + [block("MISSING", "silent")] * LATER_FAILURES, "silent"),
         ([block("RUNNING")] + [block("MISSING", "silent")] * LATER_FAILURES, ""),
         ([block("HELD")] + [block("FAILED", f"{REFUSED} 0: no")] * REFUSALS, ""),
+        ([block("MISSING", "silent", "srun: Job step aborted: Waiting up to 7 seconds")] * 2 * FAILURES, ""),
+        ([block("MISSING", "silent", "JOB 4 CANCELLED AT 12:00 DUE TO TIME LIMIT")] * FAILURES, "silent JOB 4"),
         ([block("FAILED")] * FAILURES + [block("RUNNING")], ""),
         ([block("FAILED")] * (FAILURES - 1) + [block("FAILED", f"{REFUSED} 2: no")], ""),
         ([], ""),
