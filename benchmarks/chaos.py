@@ -298,7 +298,10 @@ def main() -> None:
         while sum(storm.done.values()) < faults and time.time() < end:
             slurm.reset()
             root = f"disturbed-{runs}"
-            disturbed(storm, root, faults, end, gap)
+            try:
+                disturbed(storm, root, faults, end, gap)
+            finally:
+                storm.driver.kill()
             runs += 1
             found.update(differences(reference, folder / root / "kill"))
             found["redone"] += redone(folder / root / "kill")
