@@ -275,10 +275,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="no fault after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="each kind once")
-    parser.add_argument("--keep", action="store_true", help="keep the run directories")
+    parser.add_argument("--keep", type=Path, help="folder to work in and to keep; an undisturbed run there is taken")
     options = parser.parse_args()
     faults = len(KINDS) if options.quick else options.faults
-    folder = Path(tempfile.mkdtemp(prefix="campaign-chaos-"))
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="campaign-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "whole.seconds"
     (folder / "kill.yaml").write_text(CAMPAIGN.format(steps=64000 if options.quick else 128000))
     (folder / "argon.lmp").write_text(POTENTIAL)
     write_site(folder / "site.yaml", workers=1, walltime="00:05:00")
@@ -286,18 +288,21 @@ def main() -> None:
     with cluster() as slurm:
         os.environ.update(environment() | {"SLURM_CONF": slurm.configuration})
         began = time.time()
-        if start(folder, "whole", folder / "whole.log").wait() != 0:
-            raise SystemExit((folder / "whole.log").read_text()[-3000:])
-        whole = time.time() - began
+        if not note.exists():
+            if start(folder, "whole", folder / "whole.log").wait() != 0:
+                raise SystemExit((folder / "whole.log").read_text()[-3000:])
+            note.write_text(f"{time.time() - began:.1f}")
+        whole = float(note.read_text())
         reference = folder / "whole" / "kill"
         tasks = lines(reference)
         say(f"undisturbed: {tasks} tasks in {whole:.0f} s")
         storm = Storm(slurm, folder, random.Random(options.seed))
         began, runs = time.time(), 0
-        end, gap = began + 60 * options.minutes, min(8.0, 0.9 * 60 * options.minutes / faults)
+        # so many that the campaign is hit ten times or more, and not so many that no task comes to its end
+        end, gap = began + 60 * options.minutes, max(min(8.0, 54 * options.minutes / faults), whole / 10)
         while sum(storm.done.values()) < faults and time.time() < end:
             slurm.reset()
-            root = f"disturbed-{runs}"
+            root = f"disturbed-{os.getpid()}-{runs}"
             try:
                 disturbed(storm, root, faults, end, gap)
             finally:
@@ -307,9 +312,9 @@ def main() -> None:
             found["redone"] += redone(folder / root / "kill")
             say(f"{root}: complete after {time.time() - began:.0f} s; {dict(found)}")
         seconds = time.time() - began
-    records = [read_ledger(folder / f"disturbed-{k}" / "kill" / "ledger.jsonl") for k in range(runs)]
+    records = [read_ledger(folder / f"disturbed-{os.getpid()}-{k}" / "kill" / "ledger.jsonl") for k in range(runs)]
     lost = sum(r["state"] == "failed" and r["transient"] for ledger in records for r in ledger)
-    refused = sum(refusals(folder / f"disturbed-{k}" / "kill") for k in range(runs))
+    refused = sum(refusals(folder / f"disturbed-{os.getpid()}-{k}" / "kill") for k in range(runs))
     frames = runs * sum(s.frames for s in survey(reference)[0].board.shards if s.state == "ready")
     found["campaigns that gave up"] = len(storm.stopped)
     made = sum(storm.done.values())
@@ -328,7 +333,7 @@ def main() -> None:
         ("campaigns that gave up", found["campaigns that gave up"]),
     ]
     enough = made >= faults or (not options.quick and seconds >= 60 * options.minutes)
-    if not options.keep:
+    if options.keep is None:
         shutil.rmtree(folder, ignore_errors=True)
     report(
         "chaos",
