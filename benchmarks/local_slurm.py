@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -229,15 +230,17 @@ class Cluster:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """Start a cluster in a folder of its own; end it and remove the folder afterwards."""
+    """Start a cluster in a folder of its own; end it and remove the folder afterwards, by a SIGTERM too."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path holds 107 characters
     folder.chmod(0o755)
     made = Cluster(folder)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         made.start()
         yield made
     finally:
         made.end()
+        signal.signal(signal.SIGTERM, before)
         shutil.rmtree(folder, ignore_errors=True)
 
 

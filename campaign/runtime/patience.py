@@ -25,8 +25,9 @@ BAD, AT_WORK = ("FAILED", "MISSING"), ("RUNNING", "HELD")
 #: What Slurm leaves in the error output of a job that was cancelled, or lost its node: not the site file's fault.
 TAKEN = re.compile(r"CANCELLED AT|Job step aborted|got SIGCONT|NODE FAILURE|PREEMPTION|has expired")
 
-#: Most of a block's time that the next one is asked for before it takes no more tasks.
-LEAD = 0.25
+#: The next block is asked for so many times the seconds that the last one took to be heard of before one takes no more
+#: tasks (its workers start after that), and at most so much of its time.
+EARLY, LEAD = 2.0, 0.25
 
 #: Seconds between two looks at which blocks have come up.
 LOOK = 1.0
@@ -53,7 +54,7 @@ def executor_class() -> Any:
             """Start the interchange; no block was asked for yet."""
             self._asked: dict[str, tuple[float, int]] = {}  # block -> when (s since the epoch), seconds until it drains
             self._ends: dict[str, float] = {}  # block -> when it takes no more tasks
-            self._lead = 0.0  # s from asking for a block to its coming up, as the last one took
+            self._lead = 0.0  # s before that the next one is asked for
             super().start()
 
         def _start_local_interchange_process(self) -> None:
@@ -112,7 +113,7 @@ def executor_class() -> Any:
             self._looked = now
             for block in coming & set(self.connected_blocks()):
                 asked, seconds = self._asked[block]
-                self._lead = min(now - asked, LEAD * seconds)
+                self._lead = min(EARLY * (now - asked), LEAD * seconds)
                 self._ends[block] = now + seconds
 
         @property

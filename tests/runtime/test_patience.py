@@ -95,7 +95,9 @@ def test_blocks_that_end_badly_one_after_another_are_not_asked_for_at_full_speed
     assert executor.asked == [100.0, 101.0, 102.0, 104.0, 108.0, 116.0, 132.0, 164.0]
 
 
-def test_the_next_block_is_asked_for_as_long_before_the_end_of_one_as_that_one_took_to_come(executor: Any) -> None:
+def test_the_next_block_is_asked_for_twice_as_long_before_the_end_of_one_as_that_one_took_to_come(
+    executor: Any,
+) -> None:
     executor.connected_blocks = lambda: ["0"] if executor.clock >= 150 else []
     executor.scale_out_facade(1)
     executor._status["0"] = JobStatus(JobState.RUNNING)
@@ -105,6 +107,6 @@ def test_the_next_block_is_asked_for_as_long_before_the_end_of_one_as_that_one_t
         executor.poll_facade()
         seen.append(executor.status_facade["0"].state.name)
     assert executor._status["0"].state == JobState.RUNNING
-    assert seen == ["RUNNING"] * 1000 + ["HELD"] * 200  # it came after 50 s, and drains 1000 s later
+    assert seen == ["RUNNING"] * 950 + ["HELD"] * 250  # it came after 50 s, and drains 1000 s later
     executor._status["0"] = JobStatus(JobState.COMPLETED)
     assert executor.status_facade["0"].state == JobState.COMPLETED
