@@ -81,7 +81,7 @@ class Storm:
 
     def begin(self, root: str) -> None:
         """Start the campaign of this root."""
-        self.root, self.run, self._seen = root, self.folder / root / "kill", 0
+        self.root, self.run, self._seen = root, self.folder / root / "kill", -1
         self._start()
 
     def _start(self) -> None:
@@ -102,13 +102,19 @@ class Storm:
         return True
 
     def strike(self) -> bool:
-        """Do a fault, of a kind whose turn it is and that is possible now; tell whether there was one."""
+        """Do a fault, of a kind whose turn it is and that is possible now; tell whether there was one.
+
+        Not before something came to its end since the one before: where nothing can, nothing can go on.
+        """
+        if not self._moved():
+            return False
         if not self._deck:
             self._deck = self.rng.sample(list(KINDS), len(KINDS))
         for kind in list(self._deck):
             if KINDS[kind](self):
                 self._deck.remove(kind)
                 self.done[kind] += 1
+                self._seen = self._finished()
                 now = time.strftime("%H:%M:%S")
                 say(f"{now} {sum(self.done.values())}: {kind}; {lines(self.run)} lines in the ledger of {self.root}")
                 return True
@@ -125,9 +131,12 @@ class Storm:
         self._mends.append((time.time() + seconds, undo))
 
     def _moved(self) -> bool:
-        """Tell whether anything came to its end since this was last true: what ends all workers waits for that."""
-        before, self._seen = self._seen, lines(self.run)
-        return self._seen > before
+        """Tell whether a task came to its end since the last fault."""
+        return self._finished() > self._seen
+
+    def _finished(self) -> int:
+        ledger = self.run / "ledger.jsonl"
+        return ledger.read_bytes().count(b'"state":"done"') if ledger.exists() else -1
 
     # -- the kinds -------------------------------------------------------------------------------------------------
 
@@ -192,7 +201,7 @@ class Storm:
 
     def interchange(self) -> bool:
         """Kill Parsl's interchange."""
-        found = [p for p in family(self.run) if "interchange" in " ".join(_command(p))] if self._moved() else []
+        found = [p for p in family(self.run) if "interchange" in " ".join(_command(p))]
         return bool(found) and _kill(self.rng.choice(found))
 
     def refused(self) -> bool:
@@ -215,7 +224,7 @@ class Storm:
             begun = json.loads((self.run / "driver.lock").read_text())["pid"] == self.driver.pid
         except (OSError, ValueError, KeyError):
             begun = False
-        if self.driver.poll() is not None or (not begun and self.rng.random() < AT_WORK) or not self._moved():
+        if self.driver.poll() is not None or (not begun and self.rng.random() < AT_WORK):
             return False
         self.driver.kill()
         self.driver.wait()
@@ -294,7 +303,7 @@ def main() -> None:
             note.write_text(f"{time.time() - began:.1f}")
         whole = float(note.read_text())
         reference = folder / "whole" / "kill"
-        tasks = lines(reference)
+        tasks = len({r["task"] for r in read_ledger(reference / "ledger.jsonl")})
         say(f"undisturbed: {tasks} tasks in {whole:.0f} s")
         storm = Storm(slurm, folder, random.Random(options.seed))
         began, runs = time.time(), 0
