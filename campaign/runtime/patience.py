@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -114,7 +115,15 @@ def executor_class() -> Any:
             for block in coming & set(self.connected_blocks()):
                 asked, seconds = self._asked[block]
                 self._lead = min(EARLY * (now - asked), LEAD * seconds)
-                self._ends[block] = now + seconds
+                self._ends[block] = min(max(asked, self._began(block, now)), now) + seconds
+
+        def _began(self, block: str, now: float) -> float:
+            """Return when a block's job wrote its first words, which is when it starts; ``now`` if nobody knows."""
+            job = self.provider.resources.get(self.blocks_to_job_id.get(block), {})
+            try:
+                return os.stat(job["job_stdout_path"]).st_mtime
+            except (KeyError, OSError):  # some batch systems bring the output at the end
+                return now
 
         @property
         def status_facade(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,6 +61,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> Any:
     made.clock, made.asked, made.takes = 100.0, [], lambda: True
     made.launch_cmd = "process_worker_pool.py --drain_period=1000"
     made._asked, made._ends, made._lead, made._status = {}, {}, 0.0, {}
+    made._provider, made.blocks_to_job_id = SimpleNamespace(resources={}), {}
     monkeypatch.setattr(patience.time, "monotonic", lambda: made.clock)
     monkeypatch.setattr(patience.time, "time", lambda: made.clock)
 
@@ -110,3 +113,17 @@ def test_the_next_block_is_asked_for_twice_as_long_before_the_end_of_one_as_that
     assert seen == ["RUNNING"] * 950 + ["HELD"] * 250  # it came after 50 s, and drains 1000 s later
     executor._status["0"] = JobStatus(JobState.COMPLETED)
     assert executor.status_facade["0"].state == JobState.COMPLETED
+
+
+def test_the_time_of_a_block_counts_from_the_start_of_its_job(executor: Any, tmp_path: Path) -> None:
+    """Not from when its workers were heard of, which on a busy node is much later."""
+    said = tmp_path / "stdout"
+    said.write_text("Found cores : 2")
+    os.utime(said, (130.0, 130.0))
+    executor.scale_out_facade(1)
+    executor.blocks_to_job_id["0"] = "12"
+    executor._provider.resources["12"] = {"job_stdout_path": str(said)}
+    executor.connected_blocks = lambda: ["0"]
+    executor.clock = 150.0
+    executor.poll_facade()
+    assert executor._ends == {"0": 1130.0}
