@@ -199,6 +199,13 @@ class Storm:
             time.sleep(0.2)
         self._down.discard("scheduler")
 
+    def administer(self) -> None:
+        """Return nodes that Slurm has set aside, as an administrator would (its jobs' processes ended too late)."""
+        if "scheduler" not in self._down:
+            for name, state in self.cluster.states().items():
+                if state.startswith("drain"):
+                    self.cluster.call("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+
     def interchange(self) -> bool:
         """Kill Parsl's interchange."""
         found = [p for p in family(self.run) if "interchange" in " ".join(_command(p))]
@@ -262,9 +269,12 @@ def _command(process: psutil.Process) -> list[str]:
 def disturbed(storm: Storm, root: str, faults: int, end: float, gap: float) -> None:
     """Run the campaign to its end, with faults about every ``gap`` seconds until ``end`` or until there were enough."""
     storm.begin(root)
-    due = time.time() + gap
+    due = looked = time.time() + gap
     while storm.goes_on():
         storm.mend()
+        if time.time() > looked:
+            looked = time.time() + 10.0
+            storm.administer()
         over = time.time() > end or sum(storm.done.values()) >= faults
         if not over and time.time() >= due and storm.strike():
             due = time.time() + storm.rng.uniform(0.5, 1.5) * gap
