@@ -23,7 +23,8 @@ from campaign.tasks import Context, Json, Record, Task, remember
 
 #: Tasks handed to the runner at once, at most: so many, or two for each worker where that is more.
 IN_FLIGHT = 2000
-#: How often the machine may fail a task (worker or node lost) before the task itself is suspected.
+#: How often a worker may be lost with a task before the task itself is suspected; twice as often for a whole node
+#: (``Record.blame``). And how often one may be lost while nothing else is finished, before the machine is.
 MACHINE_FAULTS = 5
 #: Seconds between two looks at what the user sees.
 LOOK = 0.5
@@ -91,8 +92,9 @@ class Flow:
         self._history = history
         self._max_failed = max_failed
         self._workers = workers
-        self._machine_faults: Counter[str] = Counter()
-        self._lost_since: set[str] = set()  # tasks the machine lost since it last finished one
+        self._blame: dict[str, float] = {}  # of tasks the machine lost: how far they are to blame themselves
+        self._reached: dict[str, float] = {}  # when their last checkpoint was written
+        self._lost_since: Counter[str] = Counter()  # tasks the machine lost since it last finished one
         self._hopeless = False
         self._queue: list[tuple[int, int, Task]] = []
         self._later: list[tuple[float, int, Task]] = []
@@ -214,7 +216,7 @@ class Flow:
                 settled.append(record)
             elif record.get("disk_full"):
                 full = record["cause"]
-            elif self._try_again(task, record):
+            elif self._try_again(task, record, directory):
                 continue
             else:
                 record["state"] = "quarantined"
@@ -235,25 +237,37 @@ class Flow:
             raise DiskFull(full)
         self._check_failures(records[-1]["cause"])
 
-    def _try_again(self, task: Task, record: Record) -> bool:
+    def _try_again(self, task: Task, record: Record, directory: RunDirectory) -> bool:
         """Schedule another attempt if the rules allow one."""
         if record["transient"]:
-            self._machine_faults[task.id] += 1
-            self._lost_since.add(task.id)
-            faults = self._machine_faults[task.id]
-            if faults >= MACHINE_FAULTS:
-                # not this task alone: then no task is to blame; or others would go on differently without it
-                depends = getattr(self._stage(task.id, task.stage), "depends", lambda _: False)
-                self._hopeless = len(self._lost_since) > 1 or depends(task)
-                return self._hopeless
-            heapq.heappush(self._later, (time.time() + min(60.0, 0.5 * 2**faults), next(self._count), task))
-            return True
+            return self._lost(task, record, directory)
         attempts = self._history.attempts
         attempts[task.id] = attempts.get(task.id, 0) + 1
         self._history.tries.setdefault(task.id, []).append(remember(record))
         if record.get("final") or attempts[task.id] >= getattr(self._stage(task.id, task.stage), "attempts", 1):
             return False
         heapq.heappush(self._queue, (task.priority, next(self._count), task))
+        return True
+
+    def _lost(self, task: Task, record: Record, directory: RunDirectory) -> bool:
+        """Schedule a task again that the machine lost, unless it seems to be the task's doing, or all is in vain."""
+        reached = directory.reached(task.id)
+        if reached > self._reached.get(task.id, 0.0):  # it came further than before: longer than a node, not deadly
+            self._reached[task.id] = reached
+            self._blame.pop(task.id, None)
+            self._lost_since.clear()
+        self._lost_since[task.id] += 1
+        self._blame[task.id] = blame = self._blame.get(task.id, 0.0) + record.get("blame", 1.0)
+        # others would go on differently without it
+        depends = getattr(self._stage(task.id, task.stage), "depends", lambda _: False)(task)
+        in_a_row = self._lost_since[task.id]
+        if in_a_row >= MACHINE_FAULTS and (len(self._lost_since) > 1 or depends or not blame):
+            self._hopeless = True
+        elif blame >= MACHINE_FAULTS:
+            self._hopeless = depends
+            return bool(depends)
+        else:
+            heapq.heappush(self._later, (time.time() + min(60.0, 0.5 * 2**in_a_row), next(self._count), task))
         return True
 
     def _check_failures(self, last: str = "") -> None:

@@ -116,6 +116,7 @@ class Record(TypedDict):
     versions: dict[str, str]
     result: dict[str, Json]  # small JSON summary; arrays are in the store
     disk_full: NotRequired[bool]
+    blame: NotRequired[float]  # of a fault of the machine: 1 if it may be the task's doing, 0 if no worker had begun it
     final: NotRequired[bool]  # of a failure: no other attempt can end better
 
 

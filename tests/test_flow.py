@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ class Some:
 
 
 class Scripted:
-    """A runner that answers by a rule: (task name, how often it was sent) -> done, lost, failed, final or nan."""
+    """A runner that answers by a rule: (name, how often it was sent) -> done, lost, waiting, failed, final or nan."""
 
     def __init__(self, rule: Callable[[str, int], str]) -> None:
         self.rule = rule
@@ -63,8 +64,11 @@ class Scripted:
             record = new_record(task, context.attempt)
             if answer == "final":
                 record["final"] = True
-            if answer in ("lost", "failed", "final"):
-                record.update({"state": "failed", "transient": answer == "lost", "cause": f"It was {answer}."})
+            if answer in ("lost", "waiting", "failed", "final"):
+                lost = answer in ("lost", "waiting")
+                record.update({"state": "failed", "transient": lost, "cause": f"It was {answer}."})
+            if answer == "waiting":
+                record["blame"] = 0.0
             if answer == "nan":
                 record["result"] = {"value": float("nan")}
             found.append(record)
@@ -109,6 +113,39 @@ def test_a_task_that_always_ends_its_worker_is_set_aside(
     assert sorted(stage.settled.values()) == ["done"] * others + ["quarantined"]
     lines = [r for r in read_ledger(tmp_path / "run" / "ledger.jsonl") if r["state"] != "done"]
     assert len(lines) == MACHINE_FAULTS
+
+
+def test_tasks_that_waited_when_the_machine_failed_again_and_again_are_not_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time one task gets through before all others are lost: progress is possible, so it is no end."""
+    rule = lambda name, sent: "done" if sent > int(name) else "waiting"  # noqa: E731
+    stage = drive(tmp_path, 3 * MACHINE_FAULTS, rule, monkeypatch)
+    assert set(stage.settled.values()) == {"done"}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_machine_that_never_begins_a_task_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    with pytest.raises(TooManyFailures, match="It was waiting"):
+        drive(tmp_path, count, lambda name, sent: "waiting", monkeypatch)
+
+
+def test_a_task_longer_than_its_allocations_goes_on_as_long_as_its_checkpoint_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (task,) = Some(1).tasks
+    checkpoint = tmp_path / "run" / "tasks" / task.id / "training.ckpt"
+
+    def rule(name: str, sent: int) -> str:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
+        os.utime(checkpoint, (sent, sent))
+        return "done" if sent > 3 * MACHINE_FAULTS else "lost"
+
+    stage = drive(tmp_path, 1, rule, monkeypatch)
+    assert list(stage.settled.values()) == ["done"]
 
 
 def test_a_summary_that_is_not_json_does_not_end_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ import psutil
 
 from campaign.interpreter import SAFE_PATH, module_command
 from campaign.leftovers import end_leftovers
-from campaign.runtime.patience import executor_class, give_up_late
-from campaign.runtime.providers import Ask, drain, provider
+from campaign.runtime.patience import InterchangeLost, cut_off, executor_class, give_up_late
+from campaign.runtime.providers import Ask, drain, end_jobs, once, provider
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ ANSWER = 30.0
 
 #: The file, beside Parsl's own, in which a driver leaves how long its tasks took.
 LEARNED = "drain.json"
+
+#: How often to start Parsl where its interchange is killed meanwhile.
+STARTS = 5
 
 #: How much longer than the longest so far a task may well take.
 MARGIN = 1.2
@@ -79,7 +82,7 @@ class ParslRunner:
         self._site = site
         self._logs = logs
         self._token = token
-        self._patience = patience
+        self._patience = self._usual = patience
         self._count = itertools.count(1)
         self._flying: dict[str, tuple[Task, Context]] = {}
         self._heard = time.time()
@@ -91,9 +94,17 @@ class ParslRunner:
         # Parsl finds interchange.py and process_worker_pool.py on PATH.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self._close_log = _log(logs)
+        end_jobs(logs)
         self._kernel = self._start()
 
     def _start(self) -> Any:
+        """Start Parsl; once more where its interchange was killed while it started."""
+        for _ in range(STARTS - 1):
+            with contextlib.suppress(InterchangeLost):
+                return self._start_once()
+        return self._start_once()
+
+    def _start_once(self) -> Any:
         from parsl.config import Config
         from parsl.dataflow.dflow import DataFlowKernel
 
@@ -145,8 +156,12 @@ class ParslRunner:
         # A try that was given up (``_start_afresh``) may still answer: its record is not wanted any more.
         wanted = [r for sent, r in arrived if r["task"] in self._flying and self._flying[r["task"]][1].sent == sent]
         done = [(self._flying.pop(record["task"])[0], record) for record in wanted]
+        for name in {self._site.place(t.stage, t.ranks, t.threads) for t, r in done if r["transient"]}:
+            self._kernel.executors[name].look_soon()
         if wanted:
             self._heard = time.time()
+            if any(r["state"] == "done" for r in wanted):
+                self._patience = self._usual
             self._learn(done)
         elif self._silent():
             return self._start_afresh()
@@ -174,8 +189,7 @@ class ParslRunner:
         """
         if not self._flying:
             return False
-        posts = [e.interchange_proc for e in self._kernel.executors.values() if hasattr(e, "interchange_proc")]
-        if any(post is not None and post.poll() is not None for post in posts):
+        if any(cut_off(e) for e in self._kernel.executors.values()):
             return True
         if time.time() - self._heard < self._patience:
             return False
@@ -205,14 +219,18 @@ class ParslRunner:
 
     def _start_afresh(self) -> list[Record]:
         """End all workers, start new ones, and hand every task in flight back as lost by the machine."""
+        in_two = any(cut_off(e) for e in self._kernel.executors.values())
         _give_up(self._kernel)
         end_leftovers(self._token)
+        begun = {path.read_text().strip() for path in (self._logs / "workers").iterdir()}
         lost = [new_record(task, context.attempt) for task, context in self._flying.values()]
-        for record in lost:
+        for record, (task, context) in zip(lost, self._flying.values(), strict=True):
             record["state"], record["transient"] = "failed", True
+            record["blame"] = 0.5 if context.mark(task.id) in begun else 0.0
             record["cause"] = "No worker took up a task any more; the workers are started afresh."
         self._flying.clear()
-        self._patience *= 2  # a slow file system must not be restarted for ever
+        if not in_two:
+            self._patience *= 2  # a slow file system must not be restarted for ever
         self._kernel = self._start()
         self._heard = time.time()
         return lost
@@ -251,8 +269,12 @@ def _lives(name: str) -> bool:
 
 
 def _give_up(kernel: Any, seconds: float = 20.0) -> None:
-    """Close a Parsl kernel; one whose interchange does not answer would wait for ever, so wait a while at most."""
-    closing = threading.Thread(target=kernel.cleanup, daemon=True)
+    """Close a Parsl kernel and end its blocks; wait for that a while at most.
+
+    Parsl itself would wait for ever for the answer of an interchange that has ended, and leave the blocks in the queue.
+    """
+    lost = any(cut_off(e) for e in kernel.executors.values())
+    closing = threading.Thread(target=_end_blocks if lost else kernel.cleanup, args=[kernel] * lost, daemon=True)
     closing.start()
     closing.join(seconds)
 
@@ -273,6 +295,22 @@ def _cancel_left(executor: Any) -> None:
     if left:
         with contextlib.suppress(Exception):  # no answer: they end when their workers hear from no driver
             executor.provider.cancel(left)
+
+
+def _end_blocks(kernel: Any) -> None:
+    """Ask for no more blocks, and cancel those there are."""
+    from parsl.utils import Timer
+
+    Timer.close(kernel.job_status_poller, 2.0)  # its own close would ask the interchange first
+    for executor in kernel.executors.values():
+        jobs = getattr(executor, "blocks_to_job_id", None)  # Parsl's own threads have none
+        if jobs is None:
+            continue
+        blocks = [b for b, status in executor.status_facade.items() if b in jobs and not status.terminal]
+        with contextlib.suppress(Exception):  # they end by themselves when they hear from nobody
+            executor.provider.cancel([jobs[b] for b in blocks])
+        if not cut_off(executor):
+            executor.shutdown()
 
 
 def _log(logs: Path) -> Callable[[], None]:
@@ -306,6 +344,8 @@ def _record_of(future: Future[Any], task: Task, context: Context, sent: float) -
     record["state"], record["transient"] = "failed", True
     record["start"], record["seconds"] = sent, time.time() - sent
     record["cause"] = " ".join(f"{type(error).__name__}: {error}".split())
+    if type(error).__name__ != "WorkerLost":  # a node, or a block: less likely to be the task's doing
+        record["blame"] = 0.5
     return record
 
 
@@ -342,7 +382,7 @@ def executor(site: Site, name: str, token: str, ask: Ask | None = None) -> Any:
     made = executor_class(bool(spec.nodes_per_worker))(
         label=name,
         address="127.0.0.1" if local else "ADDRESSES" if ask else None,  # None: all that this machine has
-        provider=provider(spec, _worker_init(site, spec, token), ask),
+        provider=provider(once(spec), _worker_init(site, spec, token), ask),
         prefetch_capacity=0,  # a task is handed out when a worker is free, so priorities count
         heartbeat_period=5,
         heartbeat_threshold=20,  # s; how long workers outlive a driver that was killed

@@ -10,6 +10,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,14 @@ class RunDirectory:
             self.store.flush_names(self._unflushed)
             self.ledger.flush()
             self._unflushed, self._flushed = set(), time.monotonic()
+
+    def reached(self, task: str) -> float:
+        """Return when a task last wrote a checkpoint (s since the epoch); 0 if there is none."""
+        found = 0.0
+        for path in (self.path / "tasks" / task).glob("*.ckpt"):
+            with suppress(OSError):  # it is replaced by a new one
+                found = max(found, path.stat().st_mtime)
+        return found
 
     def release(self, quarantined: Mapping[str, Record]) -> None:
         """Let quarantined tasks be tried again from their first attempt on; the ledger says so first."""

@@ -7,7 +7,7 @@
 #SBATCH --nodes=1
 #SBATCH --time=240
 #SBATCH --ntasks-per-node=1
-
+#SBATCH --no-requeue
 #SBATCH --exclusive
 #SBATCH --partition=compute
 #SBATCH --account=<project>

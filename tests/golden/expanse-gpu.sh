@@ -8,6 +8,7 @@
 #SBATCH --time=240
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus=4
+#SBATCH --no-requeue
 #SBATCH --exclusive
 #SBATCH --partition=gpu
 #SBATCH --account=<project>

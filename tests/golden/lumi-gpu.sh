@@ -7,7 +7,7 @@
 #SBATCH --nodes=1
 #SBATCH --time=360
 #SBATCH --ntasks-per-node=1
-
+#SBATCH --no-requeue
 #SBATCH --exclusive
 #SBATCH --partition=standard-g
 #SBATCH --account=<project>

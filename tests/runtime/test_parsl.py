@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -105,6 +107,31 @@ def test_a_killed_interchange_does_not_hang_the_campaign(tmp_path: Path, path_wi
         (lost,) = _wait(runner, 90)
         assert (lost["state"], lost["transient"]) == ("failed", True)
         runner.submit(task, Context(tmp_path))
+        assert [r["state"] for r in _wait(runner, 60)] == ["done"]
+    finally:
+        runner.close()
+
+
+def test_an_interchange_killed_while_it_starts_is_started_again(tmp_path: Path, path_with_parsl: None) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            for process in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if "interchange" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    began = time.time()
+    runner = ParslRunner(run_task, load_site("local"), tmp_path / "logs", "test-token")
+    thread.join()
+    try:
+        assert time.time() - began < 60  # Parsl alone gives up after 120 s
+        runner.submit(Task("noop", "after", {"k": "after"}), Context(tmp_path))
         assert [r["state"] for r in _wait(runner, 60)] == ["done"]
     finally:
         runner.close()

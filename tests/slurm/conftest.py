@@ -1,260 +1,41 @@
-"""A real Slurm on this host: munge, slurmctld and four slurmd, each a virtual node of two cores.
-
-All of it runs as the present user, with its own configuration, key, ports and folder, beside whatever the host has.
-"""
+"""A real Slurm for the tests: that of ``benchmarks/local_slurm.py``, started once and put in order after each test."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
 
-from campaign.config.templates import site_path
 from campaign.tasks import TOKEN_VARIABLE
 
-NODES = ("n1", "n2", "n3", "n4")
-CORES = 2
 
-CONFIGURATION = """
-ClusterName=virtual
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
-CredType=cred/munge
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SlurmdParameters=config_overrides
-SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
-MpiDefault=none
-ReturnToService=2
-SlurmdTimeout=10
-KillWait=5
-EnforcePartLimits=ALL
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
-{nodes}
-PartitionName=work Nodes={first} Default=YES MaxTime=INFINITE State=UP
-PartitionName=short Nodes={first} MaxTime=2 State=UP
-"""
+def _local_slurm() -> Any:
+    """Return the module by its file: the names of the other benchmarks would hide those of other packages."""
+    path = Path(__file__).parents[2] / "benchmarks" / "local_slurm.py"
+    spec = importlib.util.spec_from_file_location("local_slurm", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-class Cluster:
-    """Four virtual nodes and their controller.
-
-    Attributes
-    ----------
-    folder
-        Its logs and state.
-    configuration
-        What Slurm's commands find it by, as ``SLURM_CONF``.
-    cores
-        Of each node.
-    """
-
-    cores = CORES
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.configuration = str(folder / "slurm.conf")
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._ports = _free_ports(1 + len(NODES))
-        nodes = [
-            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
-            f"CPUs={CORES} RealMemory=4000 State=UNKNOWN"
-            for name, port in zip(NODES, self._ports[1:], strict=True)
-        ]
-        Path(self.configuration).write_text(
-            CONFIGURATION.format(
-                host=socket.gethostname(),
-                ports=self._ports,
-                user=psutil.Process().username(),
-                folder=folder,
-                nodes="\n".join(nodes),
-                first=",".join(NODES),
-            )
-        )
-
-    def start(self) -> None:
-        """Start everything and wait until all nodes are idle."""
-        self._start_munge()
-        (self.folder / "state").mkdir()
-        self.start_controller()
-        for name in NODES:
-            self.start_node(name)
-        self.wait_for(lambda: self.states() == dict.fromkeys(NODES, "idle"), "four idle nodes")
-
-    def _start_munge(self) -> None:
-        home = self.folder / "munge"
-        home.mkdir(mode=0o755)
-        (home / "key").write_bytes(secrets.token_bytes(1024))
-        (home / "key").chmod(0o400)
-        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        places = [f"--{option}={home / name}" for option, name in files.items()]
-        # --force: the folder for temporary files may be written by everybody
-        self._start("munged", ["munged", "--foreground", "--force", *places])
-        self.wait_for((home / "socket").exists, "munge's socket")
-
-    def start_controller(self) -> None:
-        self._start("slurmctld", ["slurmctld", "-D"])
-
-    def start_node(self, name: str, hidden: Path | None = None) -> bool:
-        """Start a node, one that does not see what is in ``hidden`` if asked; tell whether that could be done."""
-        (self.folder / f"spool-{name}").mkdir(exist_ok=True)
-        command = ["slurmd", "-D", "-N", name]
-        if hidden is not None:
-            hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {hidden} && exec "$@"', "sh"]
-            if subprocess.run([*hide, "true"], capture_output=True).returncode:
-                return False
-            command = [*hide, *command]
-        self._start(name, command)
-        return True
-
-    def stop(self, name: str) -> None:
-        """End a daemon: the controller (``slurmctld``), or a node that runs nothing."""
-        process = self._started.pop(name)
-        process.terminate()
-        process.wait(10)
-
-    def _start(self, name: str, command: list[str]) -> None:
-        # Debian keeps the daemons where only root's PATH looks.
-        environment = {**self._environment(), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-        environment.pop(TOKEN_VARIABLE, None)  # or it would end with a campaign that runs now
-        with (self.folder / f"{name}.out").open("ab") as out:
-            self._started[name] = subprocess.Popen(
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-            )
-
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, "SLURM_CONF": self.configuration}
-
-    def call(self, *command: str, check: bool = True) -> str:
-        """Run one of Slurm's commands and return what it printed."""
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=self._environment())
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)}: {done.stderr}{done.stdout}\n{self.logs()}")
-        return done.stdout
-
-    def states(self) -> dict[str, str]:
-        """Return the state of each node, as ``sinfo`` names it."""
-        lines = self.call("sinfo", "--noheader", "--Node", "--format=%N %T", check=False).split("\n")
-        return dict(line.split() for line in lines if line)
-
-    def jobs(self) -> dict[str, tuple[str, str]]:
-        """Return the state and the first node of each job in the queue, oldest first."""
-        lines = self.call("squeue", "--noheader", "--sort=i", "--format=%i %T %N").split("\n")
-        return {words[0]: (words[1], words[2] if len(words) > 2 else "") for words in map(str.split, lines) if words}
-
-    def kill_node(self, name: str) -> None:
-        """End a node as a crash would: its slurmd, and everything that runs there."""
-        self._started[name].kill()
-        self._started.pop(name).wait()
-        for process in _with(f"SLURMD_NODENAME={name}"):
-            process.kill()
-
-    def wait_for(self, condition: object, what: str, seconds: float = 60.0) -> None:
-        """Wait until ``condition()`` holds."""
-        end = time.time() + seconds
-        while not condition():  # type: ignore[operator]
-            dead = [name for name, process in self._started.items() if process.poll() is not None]
-            assert not dead, f"{dead} ended while waiting for {what}\n{self.logs()}"
-            assert time.time() < end, f"no {what} after {seconds} s\n{self.logs()}"
-            time.sleep(0.1)
-
-    def reset(self) -> None:
-        """Cancel every job, start the nodes that are down, and wait until all are idle."""
-        self.call("scancel", f"--user={psutil.Process().username()}", check=False)
-        for name in NODES:
-            if name not in self._started:  # said at once, not at the controller's next look a minute later
-                self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=killed")
-                self.start_node(name)
-        self.wait_for(lambda: not self.jobs(), "empty queue")
-        for name, state in self.states().items():
-            if state.startswith("down") or state.endswith("*"):
-                self.call("scontrol", "update", f"nodename={name}", "state=resume", check=False)
-        self.wait_for(lambda: self.states() == dict.fromkeys(NODES, "idle"), "four idle nodes")
-
-    def logs(self) -> str:
-        """Return the end of each daemon's log."""
-        return "\n".join(
-            f"--- {p.name}\n" + "\n".join(p.read_text(errors="replace").splitlines()[-15:])
-            for p in sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out"), *self.folder.glob("munge/log")])
-        )
-
-    def end(self) -> None:
-        """End all of it: jobs, nodes, controller, munge."""
-        self.call("scancel", f"--user={psutil.Process().username()}", check=False)
-        for process in reversed(list(self._started.values())):
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        for process in _with(f"SLURM_CONF={self.configuration}"):
-            if process.pid != os.getpid():
-                process.kill()  # steps whose slurmd is gone
-
-
-def _with(variable: str) -> Iterator[psutil.Process]:
-    """Yield the processes with ``variable`` in their environment."""
-    name, _, value = variable.partition("=")
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(name) == value:
-                yield process
-        except psutil.Error:
-            continue
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+SLURM = _local_slurm()
 
 
 @pytest.fixture(scope="session")
-def _running() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path holds 107 characters
-    folder.chmod(0o755)
-    cluster = Cluster(folder)
-    try:
-        cluster.start()
+def _running() -> Iterator[Any]:
+    with SLURM.cluster() as cluster:
         yield cluster
-    finally:
-        cluster.end()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def cluster(_running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(_running: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return the cluster with four idle nodes and an empty queue; what the test leaves there is ended."""
     monkeypatch.setenv("SLURM_CONF", _running.configuration)  # for this test alone: others have no Slurm
     yield _running
@@ -262,18 +43,12 @@ def cluster(_running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clus
 
 
 @pytest.fixture
-def site(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def site(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Return a function that writes ``site_configs/slurm.yaml`` adapted to the cluster and returns its path."""
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv(TOKEN_VARIABLE, "")
 
     def write(launch: dict[str, list[str]] | None = None, driver: dict[str, Any] | None = None, **executor: Any) -> str:
-        document = yaml.safe_load(site_path("slurm").read_text())
-        document["executors"]["cpu"] |= {"cores": cluster.cores, "options": {"partition": "work"}, **executor}
-        document["launch"] = launch or {"lammps": document["launch"]["lammps"]}
-        document["driver"] = driver
-        path = tmp_path / "site.yaml"
-        path.write_text(yaml.safe_dump(document))
-        return str(path)
+        return str(SLURM.write_site(tmp_path / "site.yaml", launch, driver, **executor))
 
     return write
