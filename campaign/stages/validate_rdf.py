@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 def work_rdf(task: Task, context: Context, store: Store) -> Outcome:
     """Compare each pair of species: what noise does not explain, and where the first pairs are."""
-    from campaign.science.rdf import CORE, compare_rdf, distributions
+    from campaign.science.rdf import CORE, KNOWN, compare_rdf, distributions
 
     p = task.params
+    most = p["threshold"] / KNOWN
     if cause := unsound(store, task.inputs[:1], task.inputs[1:]):
         return _nothing(p, cause)
     sides = []
@@ -42,10 +43,10 @@ def work_rdf(task: Task, context: Context, store: Store) -> Outcome:
                 f"{name}: the model has pairs at {found.model_core:.2f} Å, under {CORE:g} times the reference's "
                 f"shortest distance, {found.reference_core:.2f} Å."
             )
-        elif not found.noise <= p["threshold"]:
+        elif not found.noise <= most and found.difference <= p["threshold"] + found.noise:
             causes.append(
                 f"{name}: the runs are too short: two with the same potential would differ by {found.noise:.2g}, and "
-                f"{p['threshold']:g} is asked; write a longer 'time'."
+                f"{most:.2g} is asked; write a longer 'time'."
             )
         elif found.difference > p["threshold"]:
             causes.append(f"{name}: the difference of {found.difference:.2g} is over its limit of {p['threshold']:g}.")
