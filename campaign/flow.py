@@ -80,7 +80,7 @@ class Flow:
         self.board = Board()
         self.counts = {s.name: Counts() for s in stages}
         self.failures: list[Record] = []
-        self.verdicts: dict[str, bool] = {}  # of finished validations, by name
+        self._verdicts: dict[str, bool | None] = {}  # of finished validations, by task; None where nothing is asked
         self.ran = False
         self._spans: list[tuple[float, float]] = []  # when tasks were at work, apart by more than ``PAUSE``
         self.frames = 0
@@ -135,8 +135,8 @@ class Flow:
         counts = self.counts[stage.name]
         self._spans = _widened(self._spans, record["start"], record["start"] + record["seconds"])
         if record["state"] == "done":
-            if "pass" in record["result"] and record["name"] != "reference":
-                self.verdicts[record["name"]] = bool(record["result"]["pass"])
+            if "pass" in record["result"]:
+                self._verdicts[record["task"]] = record["result"]["pass"]
             counts.done += 1
             counts.seconds += record["seconds"]
             if stage.name == "sample":
@@ -364,7 +364,7 @@ class Flow:
             "frames_per_second": self.fresh_frames / elapsed if live and self.fresh_frames else None,
             "eta": self._eta() if live else None,
             "loss": self._loss(logs) if logs is not None else None,
-            "verdicts": dict(self.verdicts),
+            "verdicts": self._named_verdicts(),
             "seconds": max(sum(end - start for start, end in self._spans), elapsed if self.ran else 0.0),
         }
 
@@ -373,6 +373,11 @@ class Flow:
         sets = [s for s in (self.board.source, *self.board.sets.values()) if s is not None]
         frames = {r["frame"] for s in sets for r in s.refused}
         return len(frames) + sum(int(getattr(stage, "refused", 0)) for stage in self.stages)
+
+    def _named_verdicts(self) -> dict[str, bool | None]:
+        """Return the verdict of each finished test by its name in the run directory, so that none hides another."""
+        tests = [test for stage in self.stages for test in getattr(stage, "results", list)()]
+        return {name: self._verdicts[task] for name, task in tests if task in self._verdicts}
 
     def _retried(self) -> list[dict[str, Json]]:
         """Return what failed so far of tasks that are to be tried again: a user who stops the run looks for it."""

@@ -103,6 +103,7 @@ def write_report(flow: Flow, run: Path, store: Store, status: dict[str, Json]) -
     data = {
         "status": status,
         "validation": [result for _, result in _validation(flow, store)],
+        "tests": _standing(flow),
         "sampling": _sampling(flow, store),
         "selection": _selection(flow, store),
         "transfer": _transferred(flow),
@@ -138,7 +139,7 @@ def hints(failures: Sequence[dict[str, Json]], run: Path) -> list[str]:
 
 
 def _headline(result: dict[str, Json]) -> list[str]:
-    verdict = "pass" if result["pass"] else "FAIL"
+    verdict = "not judged" if result["pass"] is None else "pass" if result["pass"] else "FAIL"
     limit: Json = result.get("threshold", {})
     if result["method"] == "errors":
         lines = []
@@ -148,8 +149,9 @@ def _headline(result: dict[str, Json]) -> list[str]:
                 f"errors      {name:<12} force RMSE {rmse} meV/Å, L4 {l4}, "
                 f"energy {_milli(errors['energy']['rmse'], 2)} meV/atom on {result['held_out']} held-out frames"
             )
-        asked = f"force RMSE at most {limit['forces']} eV/Å is asked" if limit.get("forces") else "nothing is asked"
-        return [*lines, f"errors      {verdict}: {asked}"]
+        asked = [f"{j['name']} at most {j['limit']:.3g} {j['unit']}" for j in result["judged"]]
+        said = f"{', '.join(asked)} is asked" if asked else result["cause"] or "nothing is asked"
+        return [*lines, f"errors      {verdict}: {said}"]
     if result["method"] == "stability":
         where = f"{result['ensemble'].upper()} at {result['temperature']:g} K"
         return [f"stability   {verdict}: {result['reached']:g} of {result['time']:g} ps {where}"]
@@ -157,8 +159,9 @@ def _headline(result: dict[str, Json]) -> list[str]:
         lines = [f"{result['method']:<11} {said}" for said in result["says"]]
         return [*lines, f"{result['method']:<11} {verdict}{': ' if result['cause'] else ''}{result['cause']}"]
     worst = result["headline"]["worst"]
-    found = "no run to compare" if worst is None else f"{worst:.3f}"
-    return [f"{result['method']:<11} {verdict}: {found}, at most {limit:g} is asked"]
+    found = "no run to compare" if worst is None else f"{worst:.3f} beyond noise"
+    cause = f": {result['cause']}" if result["cause"] else ""
+    return [f"{result['method']:<11} {verdict}: {found}, at most {limit:g} is asked{cause}"]
 
 
 def _milli(value: float | None, digits: int) -> str:
@@ -169,9 +172,22 @@ def _models(flow: Flow) -> list[str]:
     return [task for models in flow.board.models.values() for task in models]
 
 
+def _validate(flow: Flow) -> Validate | None:
+    return next((s for s in flow.stages if isinstance(s, Validate)), None)
+
+
+def _standing(flow: Flow) -> dict[str, Json]:
+    """Return how many tests are asked for and which have no verdict; nothing where the stage is not driven."""
+    stage = _validate(flow)
+    return stage.standing(flow.board) if stage is not None else {}
+
+
 def _validation(flow: Flow, store: Store) -> list[tuple[str, dict[str, Json]]]:
-    stage = next((s for s in flow.stages if isinstance(s, Validate)), None)
-    return [(name, read_result(store, task)) for name, task in stage.results()] if stage is not None else []
+    stage = _validate(flow)
+    if stage is None:
+        return []
+    against = {name: {"compared_with": found} for name, found in stage.compared_with().items()}
+    return [(name, read_result(store, task) | against.get(name, {})) for name, task in stage.results()]
 
 
 def _training(flow: Flow, store: Store) -> list[dict[str, Json]]:

@@ -16,10 +16,12 @@ UNITS: dict[str, dict[str, float]] = {
     "pressure": {"bar": 1.0, "kbar": 1e3, "MPa": 10.0, "GPa": 1e4, "atm": 1.01325},
     "energy": {"eV/atom": 1.0, "meV/atom": 1e-3},
     "length": {"Å": 1.0},
+    "force": {"eV/Å": 1.0, "meV/Å": 1e-3},
+    "angle": {"deg": 1.0},
 }
 PERCENT = "%"
 #: Kinds of which a percentage makes no sense: zero means nothing to them.
-ABSOLUTE = ("pressure", "energy")
+ABSOLUTE = ("pressure", "energy", "angle")
 
 _TEXT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*")
 
@@ -37,8 +39,11 @@ def unit_of(kind: str, relative: bool) -> str:
     return PERCENT if relative else next(iter(UNITS[kind]))
 
 
-def quantity(kind: str) -> PlainValidator:
-    """Return the validator of a quantity above zero: text with a unit, which it gives back in one writing."""
+def quantity(kind: str, usual: str = "") -> PlainValidator:
+    """Return the validator of a quantity above zero: text with a unit, which it gives back in one writing.
+
+    A number alone is refused, or is in the unit ``usual`` where there is one.
+    """
     known = [*UNITS[kind], *([] if kind in ABSOLUTE else [PERCENT])]
     plain = {u.replace("^", "").casefold(): u for u in known} | ({"angstrom": "Å", "a": "Å"} if "Å" in known else {})
     example = f"'{5 if kind in ABSOLUTE else 2} {known[-1]}'"
@@ -48,8 +53,10 @@ def quantity(kind: str) -> PlainValidator:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise wrong("a number with a unit is needed", remedy)
         if not isinstance(value, str):
-            number(value)
-            raise wrong("a threshold of a physical quantity needs its unit", remedy)
+            alone = number(value)
+            if not usual:
+                raise wrong("a threshold of a physical quantity needs its unit", remedy)
+            value = f"{alone!r} {usual}"
         found = _TEXT.fullmatch(value)
         if found is None:
             raise wrong("a number with a unit is needed", remedy)

@@ -19,6 +19,12 @@ ON_RUN = ("rdf", "diffusion", "conductivity", "rerun", "overlap")
 #: Keys with which they do.
 OWN_RUN = ("ensemble", "pressure", "time", "timestep", "every", "segment")
 
+#: Tests that compare with a potential's own runs, energies or crystals.
+COMPARED = ("rdf", "density", "diffusion", "conductivity", "rerun", "overlap", "relax")
+
+#: Fewest frames of a run that tell a drift from noise.
+FEWEST_FRAMES = 10
+
 #: Most steps of a run: years on any machine.
 MOST_STEPS = 1e12
 
@@ -35,7 +41,7 @@ def check_validations(view: View, folder: Path) -> tuple[dict[str, Path], list[P
         The files by their path as written, and what is wrong.
     """
     files: dict[str, Path] = {}
-    problems = [*_runs(view), *_lengths(view), *_conflicts(view), *_guards(view)]
+    problems = [*_runs(view), *_lengths(view), *_conflicts(view), *_guards(view), *_compared(view)]
     elements = _elements(view, folder)
     for i in range(len(view.items("validate"))):
         method = view.text("validate", i, "method")
@@ -104,6 +110,33 @@ def _lengths(view: View) -> Iterator[Problem]:
             place: tuple[Part, ...] = ("validate", i, "time")
             what = f"this is more than {MOST_STEPS:.0e} MD steps"
             yield view.problem(place, what, view.get(*place), "write a shorter time, in ps")
+        elif sound and i not in said and isinstance(done["every"], int) and done["every"] > 0:
+            frames = round(time / (timestep * done["every"]))
+            if frames < FEWEST_FRAMES:
+                said.add(i)
+                what = f"this run would keep {max(1, frames)} frames, and a drift is not told from fewer than 10"
+                place = ("validate", i, "every" if view.get("validate", i, "every") is not None else "time")
+                yield view.problem(place, what, view.get(*place), "write a longer time, or a smaller 'every'")
+
+
+def _compared(view: View) -> Iterator[Problem]:
+    """Check that what a test compares with is what the model was trained on, or that the file says that it is not."""
+    engine = view.text("label", "engine")
+    files = any(view.text("sample", k, "method") == "file" for k in range(len(view.items("sample"))))
+    if engine not in ("cp2k", "ase") and not (engine == "pool" and files):
+        return
+    there = view.get("system", "potential") is not None or view.get("transfer", "potential") is not None
+    for i in range(len(view.items("validate"))):
+        method, said = view.text("validate", i, "method"), view.get("validate", i, "reference")
+        if method not in COMPARED or (method == "density" and isinstance(said, list)):
+            continue
+        place: tuple[Part, ...] = ("validate", i, "method")
+        what = f"'{method}' compares with a LAMMPS potential, and the labels are of '{engine}'"
+        if not there:
+            yield view.problem(place, what, "no potential", "add 'potential: {lammps: ...}' to 'system', or remove it")
+        elif said != "potential":
+            remedy = "add 'reference: potential' to compare with the system's all the same, or remove this test"
+            yield view.problem(place, what, "no 'reference'", remedy)
 
 
 def _conflicts(view: View) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from campaign.config.fields import (
     Count,
     Fraction,
     Model,
+    NonNegative,
     Number,
     Positive,
     Several,
@@ -28,6 +29,12 @@ ConductivityLimit = Annotated[str, quantity("conductivity")]
 PressureLimit = Annotated[str, quantity("pressure")]
 EnergyLimit = Annotated[str, quantity("energy")]
 LengthLimit = Annotated[str, quantity("length")]
+AngleLimit = Annotated[str, quantity("angle")]
+ForceLimit = Annotated[str, quantity("force", "eV/Å")]
+
+#: What a test compares with: nothing is written where that is what the labels are made with.
+Reference = Literal["potential"]
+REFERENCE = "system.potential, where the labels are not made with it; default what they are made with"
 
 #: What a run of molecular dynamics is where nothing is written.
 RUN: dict[str, Any] = {"ensemble": "npt", "pressure": 1.0, "timestep": 0.002, "every": 10, "segment": 500}
@@ -36,7 +43,18 @@ RUN: dict[str, Any] = {"ensemble": "npt", "pressure": 1.0, "timestep": 0.002, "e
 class Thresholds(Model):
     """Largest errors with which a model counts as usable."""
 
-    forces: Positive | None = Field(0.15, description="force RMSE, eV/Å")
+    forces: ForceLimit | None = Field(
+        "20 %", description="force RMSE: of the spread of the reference's forces in %, or in eV/Å"
+    )
+    l4: ForceLimit | None = Field(
+        None, description="L4 norm of the force errors, as forces; default none is asked", examples=["40 %"]
+    )
+    energy: EnergyLimit | None = Field(
+        None, description="energy RMSE, with its unit; default none is asked", examples=["2 meV/atom"]
+    )
+    stress: PressureLimit | None = Field(
+        None, description="stress RMSE, with its unit; default none is asked", examples=["0.1 GPa"]
+    )
 
 
 class Errors(Model):
@@ -74,6 +92,7 @@ class OnRun(Model):
     timestep: Positive | None = Field(None, le=0.02, description="of a run of its own, ps: 0.02 the most")
     every: Count | None = Field(None, description="of a run of its own: steps between kept frames")
     segment: Count | None = Field(None, description="of a run of its own: frames in a segment")
+    reference: Reference | None = Field(None, description=REFERENCE)
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +122,27 @@ class RDF(OnRun):
     method: Literal["rdf"] = "rdf"
     bins: Count = Field(100, description="bins of the histogram")
     cutoff: Positive = Field(6.0, le=20, description="Å, at most 20")
-    threshold: Positive = Field(0.1, description="largest mean |g_model - g_reference| that passes")
+    threshold: Positive = Field(0.05, description="largest mean |g_model - g_reference| beyond noise that passes")
+
+
+def _densities(value: object) -> str | tuple[float, ...]:
+    remedy = "write a density in g/cm^3 for each temperature, such as [1.55, 1.41], or 'potential'"
+    if value == "potential":
+        return "potential"
+    if not isinstance(value, list | tuple) or not value:
+        raise wrong("a list of densities is needed", remedy)
+    found = tuple(number(v) for v in value)
+    if not all(x > 0.0 for x in found):
+        raise wrong("a density must be above zero", remedy)
+    return found
+
+
+#: Given densities, or the word of ``Reference``.
+Densities = Annotated[
+    Literal["potential"] | tuple[float, ...],
+    PlainValidator(_densities),
+    PlainSerializer(lambda v: v if isinstance(v, str) else list(v)),
+]
 
 
 class Density(Model):
@@ -118,12 +157,14 @@ class Density(Model):
     timestep: Positive = Field(0.002, le=0.02, description="ps: 0.002 is usual, 0.02 the most")
     every: Count = Field(10, description="steps between kept frames")
     segment: Count = Field(500, description="frames in a segment, the unit of resume")
-    reference: tuple[Positive, ...] | None = Field(
-        None, description="g/cm^3 at each temperature; default runs with the reference potential"
+    reference: Densities | None = Field(
+        None, description="g/cm^3 at each temperature; default runs, with the labels' potential; or potential"
     )
     threshold: DensityLimit = Field("1 %", description="largest difference that passes, with its unit")
     error: DensityLimit | None = Field(
-        None, description="largest standard error of the difference; default the threshold", examples=["0.5 %"]
+        None,
+        description="largest standard error of the difference; default a third of the threshold",
+        examples=["0.5 %"],
     )
 
 
@@ -135,7 +176,7 @@ class Diffusion(OnRun):
     blocks: Several = Field(5, description="parts of the run from whose spread the error is taken")
     threshold: DiffusionLimit = Field("10 %", description="largest difference that passes, with its unit")
     error: DiffusionLimit | None = Field(
-        None, description="largest standard error of the difference; default the threshold", examples=["5 %"]
+        None, description="largest standard error of the difference; default a third of the threshold", examples=["5 %"]
     )
 
 
@@ -158,7 +199,9 @@ class Conductivity(OnRun):
     blocks: Several = Field(5, description="parts of the run from whose spread the error is taken")
     threshold: ConductivityLimit = Field("20 %", description="largest difference that passes, with its unit")
     error: ConductivityLimit | None = Field(
-        None, description="largest standard error of the difference; default the threshold", examples=["10 %"]
+        None,
+        description="largest standard error of the difference; default a third of the threshold",
+        examples=["10 %"],
     )
 
 
@@ -190,7 +233,7 @@ class Overlap(OnRun):
     cutoff: Positive = Field(6.0, le=20, description="of the environments, Å, at most 20")
     gamma: Positive = Field(0.1, description="regularisation of the best match; of rematch only")
     threshold: Fraction = Field(
-        0.8, description="least share of the model's frames that are as near to the reference's as those to each other"
+        0.8, description="least share of either run's frames as near to the other's as the reference's to each other"
     )
 
 
@@ -204,6 +247,7 @@ class RelaxThreshold(Model):
         None, description="of the energy itself, with its unit; default none: labels may count from another zero"
     )
     length: LengthLimit | None = Field("2 %", description="of cell lengths and bond lengths, with its unit")
+    angle: AngleLimit | None = Field("2 deg", description="of the cell's angles, with its unit")
     order: Switch = Field(True, description="whether the structures must have the same order of energies")
 
 
@@ -225,6 +269,10 @@ class Relax(Model):
     )
     force: Positive = Field(0.005, description="largest force, and stress times volume, left in the end, eV/Å")
     steps: Count = Field(500, description="of the optimiser, at most")
+    rattle: NonNegative = Field(
+        0.0, le=0.5, description="Å: random displacement of the atoms before, so that no symmetry holds a saddle point"
+    )
+    reference: Reference | None = Field(None, description=REFERENCE)
     threshold: RelaxThreshold = Field(default_factory=RelaxThreshold, description="largest differences that pass")
 
 

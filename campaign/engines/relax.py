@@ -15,6 +15,10 @@ from campaign.tasks import Json
 if TYPE_CHECKING:
     from ase import Atoms
 
+#: So many times as far apart, atoms of a crystal are out of each other's reach.
+APART = 4.0
+#: eV/atom: a crystal that gains less by being one is none.
+BINDING = 1e-3
 #: Å: the first shell about an atom is sought so far at least.
 SHELL = 4.0
 
@@ -69,6 +73,20 @@ def relax(start: Atoms, forces: Forces, limit: float, steps: int) -> tuple[Atoms
         "converged": converged,
     }
     return atoms, found
+
+
+def bound(atoms: Atoms, forces: Forces, energy: float) -> bool:
+    """Tell whether relaxed atoms have less energy than the same ones ``APART`` times as far from each other.
+
+    Parameters
+    ----------
+    atoms, energy
+        As ``relax`` gives them, eV/atom.
+    forces
+        With which they were relaxed. Of a trained model this says nothing: it knows no atoms alone.
+    """
+    far = Frames.build(atoms.numbers, APART * atoms.positions[None], APART * np.array(atoms.cell))
+    return energy < float(forces.evaluate(far)[0][0]) / len(atoms) - BINDING
 
 
 def bond_lengths(atoms: Atoms) -> dict[str, float]:

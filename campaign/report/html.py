@@ -19,6 +19,7 @@ from campaign.report.figures import CYCLE, GREY, PINK, QUANTITIES, SKY, Figure
 from campaign.report.sampling import sampling
 from campaign.report.text import cell, count, duration, number, significant
 from campaign.report.transfer import transfer
+from campaign.report.verdict import outcome, reference, verdict
 
 HERE = Path(__file__).parent
 #: Stages in the order of a campaign, with the colour of each in the task figure.
@@ -52,9 +53,9 @@ def render(data: Data) -> str:
     Parameters
     ----------
     data
-        Any of ``status``, ``validation``, ``sampling``, ``selection``, ``transfer``, ``training``, ``learning``,
-        ``tasks`` (ledger records) and ``about``, as plain JSON-able values in eV, Å, ps, K. What is missing or empty is
-        said in a sentence; nothing is required.
+        Any of ``status``, ``validation``, ``tests`` (``Validate.standing``), ``sampling``, ``selection``, ``transfer``,
+        ``training``, ``learning``, ``tasks`` (ledger records) and ``about``, as plain JSON-able values in eV, Å, ps, K.
+        What is missing or empty is said in a sentence; nothing is required.
     """
     from jinja2 import ChainableUndefined, Environment
     from plotly.offline import get_plotlyjs
@@ -98,6 +99,7 @@ def _context(data: Data) -> dict[str, Any]:
     records: Sequence[Data] = data.get("tasks") or []
     reports: Sequence[Data] = data.get("validation") or []
     by_method = {str(r.get("method")): r for r in reports}  # the last of a kind is the one drawn
+    checks = [_check(r, selection) for r in reports]
     drawn: dict[str, Figure] = {}
 
     def draw(name: str, figure: Figure | None) -> str | None:
@@ -112,8 +114,8 @@ def _context(data: Data) -> dict[str, Any]:
         "sentence": STATES.get(str(status.get("state", "pending")), ""),
         "status": status,
         "about": about,
-        "verdict": _verdict(reports, status),
-        "checks": [_check(r, selection) for r in reports],
+        "verdict": verdict(reports, [c["title"] for c in checks], status, data.get("tests") or {}),
+        "checks": checks,
         "headline": _headline(status, selection),
         "errors": _errors(by_method.get("errors"), selection, draw),
         "sampling": sampling(data.get("sampling") or [], draw),
@@ -124,6 +126,7 @@ def _context(data: Data) -> dict[str, Any]:
         "learning": data.get("learning") or {},
         "stability": _stability([r for r in reports if r.get("method") == "stability"], draw),
         "rdf": _rdf(by_method.get("rdf"), draw),
+        "rdf_reference": reference(by_method.get("rdf") or {}),
         "physics": physics.sections(reports, draw),
         "stages": _stages(status, records),
         "gantt": draw("gantt", figures.gantt(records, _colours(records))),
@@ -138,28 +141,6 @@ def _colours(records: Sequence[Data]) -> dict[str, str]:
     return STAGES | {str(r["stage"]): GREY for r in records if r["stage"] not in STAGES}
 
 
-def _verdict(reports: Sequence[Data], status: Data) -> dict[str, str]:
-    """Say in one line whether the potential may be trusted."""
-    if not reports:
-        stage = (status.get("stages") or {}).get("validate") or {}
-        why = {
-            "failed": "validation failed",
-            "skipped": "the campaign asks for no validation",
-            "partial": "validation ended with failures",
-            "running": "validation is running",
-        }.get(str(stage.get("state")), "validation has not run yet")
-        return {"kind": "open", "text": "Not validated", "detail": f"No verdict: {why}."}
-    passed = sum(bool(r.get("pass")) for r in reports)
-    missing = int(((status.get("stages") or {}).get("validate") or {}).get("failed") or 0)
-    tail = f" {missing} more could not be done." if missing else ""
-    detail = f"{passed} of {len(reports)} validations within their limits.{tail}"
-    wrong = list(dict.fromkeys(_check(r, {})["title"] for r in reports if not r.get("pass")))
-    detail += f" Not within them: {', '.join(wrong)}." if wrong else ""
-    if passed == len(reports) and not missing:
-        return {"kind": "pass", "text": "Passed", "detail": detail}
-    return {"kind": "fail", "text": "Not passed" if passed == len(reports) else "Failed", "detail": detail}
-
-
 def _check(report: Data, selection: Data) -> dict[str, Any]:
     """Sum up one validation as a title and lines of value against limit."""
     method = str(report.get("method"))
@@ -167,15 +148,11 @@ def _check(report: Data, selection: Data) -> dict[str, Any]:
     title = method.capitalize()
     if method == "errors":
         title = "Held-out errors"
-        name = _order(report.get("sets") or {}, selection)[:1]
-        for quantity, limit in (report.get("threshold") or {}).items():
-            if limit is None:
-                continue
-            what, unit, factor = QUANTITIES.get(quantity, (quantity, "", 1.0))
-            value = ((report.get("sets") or {}).get(name[0]) or {}).get(quantity) or {} if name else {}
-            found = number(value.get("rmse"))
-            scaled = None if found is None else found * factor
-            lines.append(f"{what} RMSE {significant(scaled)} {unit}, limit {significant(float(limit) * factor)}")
+        for entry in report.get("judged") or []:
+            what, unit, asked = (str(entry.get(k, "")) for k in ("name", "unit", "asked"))
+            of = f" ({asked} of the spread)" if asked.endswith("%") else ""
+            limit = f"limit {significant(entry.get('limit'))}{of}"
+            lines.append(f"{what[:1].upper()}{what[1:]} {significant(entry.get('value'))} {unit}, {limit}")
         lines.append(f"{count(report.get('held_out'))} frames held out")
     elif method == "stability":
         title = f"Stability, {str(report.get('ensemble', '')).upper()}"
@@ -194,10 +171,12 @@ def _check(report: Data, selection: Data) -> dict[str, Any]:
         if known:
             worst = max(known, key=lambda p: known[p])
             limit = significant(report.get("threshold"))
-            lines.append(f"largest difference {significant(known[worst])} ({worst}), limit {limit}")
+            lines.append(f"largest difference {significant(known[worst])} ({worst}) beyond noise, limit {limit}")
+        if report.get("cause"):
+            lines.append(str(report["cause"]))
     elif method in physics.TITLES:
         title, lines = physics.title(report), physics.lines(report)
-    return {"title": title, "passed": bool(report.get("pass")), "lines": lines}
+    return {"title": title, "passed": outcome(report), "lines": lines}
 
 
 def _headline(status: Data, selection: Data) -> list[dict[str, str]]:

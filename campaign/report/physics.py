@@ -9,6 +9,7 @@ from typing import Any
 from campaign.report import physics_figures as figures
 from campaign.report.figures import Figure
 from campaign.report.text import cell, number, significant
+from campaign.report.verdict import outcome, reference
 from campaign.science.blocks import bracketed
 
 Data = Mapping[str, Any]
@@ -37,18 +38,19 @@ def sections(reports: Sequence[Data], draw: Draw) -> list[dict[str, Any]]:
         if method not in TITLES:
             continue
         table, sentence, drawn = MAKERS[method](report)
+        name = reference(report)
         shown = [(draw(f"{method}-{k}-{i}", figure), caption) for i, (figure, caption) in enumerate(drawn)]
         made.append(
             {
                 "anchor": f"{method}-{k}",
                 "title": TITLES[method],
                 "first": method not in {str(r.get("method")) for r in reports[:k]},
-                "passed": bool(report.get("pass")),
-                "sentence": sentence,
+                "passed": outcome(report),
+                "sentence": f"{sentence} {f'The reference is {name}.' if name else ''}".strip(),
                 "cause": str(report.get("cause") or ""),
                 "head": table[0] if table[1] else [],
                 "rows": table[1],
-                "figures": [(name, caption) for name, caption in shown if name],
+                "figures": [(figure, caption) for figure, caption in shown if figure],
             }
         )
     return made
@@ -57,11 +59,10 @@ def sections(reports: Sequence[Data], draw: Draw) -> list[dict[str, Any]]:
 def lines(report: Data) -> list[str]:
     """Return what the card of such a test says: differences and limits; the cause where they do not say it."""
     said = [_line(entry) for entry in report.get("rows") or [] if number(entry.get("limit")) is not None]
-    share = number(report.get("share"))
-    if share is not None:
-        said.append(
-            f"{100 * share:.0f} % of the model's frames have a match, {_per_cent(report.get('threshold'))} asked"
-        )
+    for key, whose in (("share", "model"), ("covered", "reference")):
+        if (share := number(report.get(key))) is not None:
+            asked = _per_cent(report.get("threshold"))
+            said.append(f"{100 * share:.0f} % of the {whose}'s frames have a match, {asked} asked")
     if said:
         return said
     structures: Sequence[Data] = [e for e in report.get("structures") or [] if e.get("model")]

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from campaign.frames import Array, Frames
+from campaign.science.blocks import settled
 from campaign.science.neighbours import closest_ratio, minimum_distance
 
 #: Where nothing is asked: closest pair over the sum of covalent radii, below which the atoms have collapsed on each
-#: other; largest force on any atom, eV/Å; volume over the equilibrium volume; kinetic temperature over its set point.
+#: other; largest force on any atom, eV/Å; volume over the equilibrium volume, or that over the volume; kinetic
+#: temperature over its set point.
 GUARDS = {"closest": 0.6, "force": 30.0, "volume": 1.5, "temperature": 2.0}
-#: Mean temperature of the second half away from its set point, as a fraction; noise of a short run is allowed for.
+#: Mean temperature after the first fifth away from its set point, as a fraction; noise of a short run is allowed for.
 TEMPERATURE_DRIFT = 0.15
-#: Change of the potential energy over the second half (fitted line), eV/atom: below it nothing has happened. Melting,
+#: Change of the potential energy after the first fifth (fitted line), eV/atom: below it nothing has happened. Melting,
 #: the smallest change that matters, is 0.16 for NaCl.
 ENERGY_DRIFT = 0.05
 #: So many standard errors of that change are noise, where they are more than the limit above.
@@ -26,7 +28,7 @@ ENERGY_NOISE = 4.0
 #: Time after which the energy has forgotten itself, ps: 0.33 to 0.40 measured for 64 atoms of NaCl at 1400 K and 1 bar
 #: from the spread of changes over 2.5, 5 and 10 ps (barostat 1 ps), less for the crystal at 900 K.
 ENERGY_MEMORY = 0.4
-#: Blocks that the second half is cut into where its own noise is measured.
+#: Blocks that this part is cut into where its own noise is measured.
 BLOCKS = 10
 #: Time after which a thermostatted temperature has forgotten itself, ps.
 MEMORY = 0.1
@@ -74,10 +76,12 @@ def judge(
     volume = run.volume / equilibrium.volume.mean()
     guards = GUARDS | asked.get("guards", {})
     closest, hardest, largest, hottest = (guards[name] for name in GUARDS)
+    swollen = (volume > largest) | (volume < 1.0 / largest)  # a cell that collapses is as bad as one that grows
+    extreme = volume[np.argmax(np.abs(np.log(volume)))]
     each = {
         "closest pair": (ratio, closest, "of the covalent radii", ratio < closest, ratio.min()),
         "largest force": (force, hardest, "eV/Å", force > hardest, force.max()),
-        "volume": (volume, largest, "of the equilibrium", volume > largest, volume.max()),
+        "volume": (volume, largest, "of the equilibrium", swollen, extreme),
         "temperature": (kinetic, hottest, "of the set point", kinetic > hottest * asked["temperature"], None),
     }
     criteria = []
@@ -164,15 +168,15 @@ def _nothing(asked: dict[str, Any], failure: str, sign: dict[str, Any] | None, v
 
 
 def _drifts(run: Frames, kinetic: Array, time: Array, temperature: float) -> list[dict[str, Any]]:
-    """Return the criteria on the second half; a run too short to tell passes them."""
-    half = len(run) // 2
+    """Return the criteria on what comes after the first fifth; the campaign file refuses runs too short to tell."""
+    first = settled(len(run))
     if len(run) < 10:
         return []
-    span = float(time[-1] - time[half])
-    off = float(kinetic[half:].mean() / temperature - 1.0)
+    span = float(time[-1] - time[first])
+    off = float(kinetic[first:].mean() / temperature - 1.0)
     # The kinetic energy of N atoms fluctuates by sqrt(2/3N) of itself: three standard errors are noise, not drift.
     noise = 3 * np.sqrt(2 / (3 * run.n_atoms) / max(1.0, span / MEMORY))
-    change, error = fitted_change(time[half:], run.energy[half:] / run.n_atoms)
+    change, error = fitted_change(time[first:], run.energy[first:] / run.n_atoms)
     limit = float(max(TEMPERATURE_DRIFT, noise))
     most = max(ENERGY_DRIFT, ENERGY_NOISE * error)
     return [

@@ -14,8 +14,10 @@ from campaign.frames import Array
 
 #: Of the reference's own distances, so many per cent lie below the limit of what counts as a match.
 PERCENTILE = 95.0
-#: Matches within a run are this part of it apart, at least.
+#: Matches are this part of a run apart, at least.
 APART = 4
+#: The first and the last quarter of a settled run are at most so many times as far apart as neighbouring quarters.
+WANDERS = 1.5
 
 
 def rematch_distances(kernel: Any, left: Sequence[Array], right: Sequence[Array]) -> Array:
@@ -55,24 +57,38 @@ def feature_distances(left: Array, right: Array, scale: Array) -> Array:
 
 
 def matches(model: Array, own: Array) -> dict[str, Any]:
-    """Say how many frames of the model lie as near to the reference's as those do to each other.
+    """Say how many frames of each run lie as near to the other's as the reference's do to each other.
+
+    Neighbours in time are alike whatever a run visits: only frames a quarter of the run or more apart are matches,
+    between the runs too, so that a frame has as many candidates there as in its own run.
 
     Parameters
     ----------
     model : (n, m)
-        Distances of the model's frames to those of the reference.
+        Distances of the model's frames to those of the reference, both in order of time.
     own : (m, m)
-        Distances of the reference's frames to each other, in order of time: only those a quarter of the run or more
-        apart are matches, because neighbours in time are alike whatever the run visits.
+        Distances of the reference's frames to each other.
 
     Returns
     -------
     dict
         ``share`` of the model's frames whose nearest match is within ``limit``, the 95th percentile of the
-        reference's own nearest matches; ``model`` and ``reference``, the nearest matches.
+        reference's own nearest matches; ``covered``, the share of the reference's frames whose nearest match among the
+        model's is; ``model`` and ``reference``, the nearest matches of the model's and of the reference's own frames;
+        ``wander``: how far apart its first and its last quarter are, over quarters that are neighbours (medians).
     """
-    m = len(own)
-    near_in_time = np.abs(np.subtract.outer(np.arange(m), np.arange(m))) < max(1, m // APART)
-    nearest, usual = model.min(axis=1), np.where(near_in_time, np.inf, own).min(axis=1)
+    n, m = model.shape
+    together = APART * np.abs(np.subtract.outer(m * np.arange(n), n * np.arange(m))) < n * m
+    between = np.where(together, np.inf, model)
+    apart = np.abs(np.subtract.outer(np.arange(m), np.arange(m)))
+    usual = np.where(apart < m / APART, np.inf, own).min(axis=1)
     limit = float(np.percentile(usual, PERCENTILE))
-    return {"share": float((nearest <= limit).mean()), "limit": limit, "model": nearest, "reference": usual}
+    ends, near = (np.median(own[(apart >= a * m) & (apart < b * m)]) for a, b in ((0.75, 1.0), (0.25, 0.5)))
+    return {
+        "share": float((between.min(axis=1) <= limit).mean()),
+        "covered": float((between.min(axis=0) <= limit).mean()),
+        "limit": limit,
+        "model": between.min(axis=1),
+        "reference": usual,
+        "wander": float(ends / near) if near > 0.0 else 1.0,
+    }

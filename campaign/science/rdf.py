@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
 import numpy as np
 
 from campaign.frames import Array, Frames
+from campaign.science.blocks import FEWEST, error_of_blocks
 from campaign.science.neighbours import neighbour_list
 
+#: The model's first pairs may be so much nearer than the reference's: in runs of molten NaCl with one potential, 4 ps
+#: long, they are nearer by 9 % at most.
+CORE = 0.85
+#: A difference is known where noise is at most its limit over this: what two runs with one potential differ by is up to
+#: 1.8 times the noise (270 comparisons of 4 ps of molten NaCl), and sqrt(1.8^2 - 1) is this.
+KNOWN = 1.5
 #: Frames searched at a time: memory stays bounded whatever the length of the trajectory.
 _CHUNK = 32
 
@@ -43,6 +53,84 @@ def partial_rdf(frames: Frames, cutoff: float, bins: int) -> dict[str, tuple[Arr
         _add(frames[start : start + _CHUNK], edges, shells, total)
     centres = 0.5 * (edges[1:] + edges[:-1])
     return {f"{chemical_symbols[a]}-{chemical_symbols[b]}": (centres, g / len(frames)) for (a, b), g in total.items()}
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A partial radial distribution function of a run with its statistical error.
+
+    Attributes
+    ----------
+    r, g, error : (bins,)
+        Centres of the shells, Å; the mean; its standard error from blocks.
+    """
+
+    r: Array
+    g: Array
+    error: Array
+
+    @property
+    def core(self) -> float:
+        """Centre of the first shell with a pair, Å; infinite where there is none."""
+        return float(self.r[np.argmax(self.g > 0.0)]) if self.g.any() else np.inf
+
+
+def distributions(frames: Frames, cutoff: float, bins: int) -> dict[str, Distribution]:
+    """Return ``partial_rdf`` of a run with errors: those of the mean of ``FEWEST`` blocks of frames in order of time.
+
+    Parameters
+    ----------
+    frames
+        In order, at least ``FEWEST``.
+    cutoff, bins
+        As of ``partial_rdf``.
+    """
+    ends = np.linspace(0, len(frames), FEWEST + 1).astype(int)
+    parts = [partial_rdf(frames[a:b], cutoff, bins) for a, b in itertools.pairwise(ends)]
+    found = {}
+    for pair, (r, _) in parts[0].items():
+        blocks = np.array([part[pair][1] for part in parts])
+        error = [error_of_blocks(shell) for shell in blocks.T]
+        found[pair] = Distribution(r, np.average(blocks, axis=0, weights=np.diff(ends)), np.array(error))
+    return found
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """How far two distributions are apart.
+
+    Attributes
+    ----------
+    difference
+        What of the mean ``|g_model - g_reference|`` noise does not explain: sqrt(D^2 - noise^2), or 0.
+    noise
+        Mean ``|g_model - g_reference|`` that two runs with the same potential would have.
+    model_core, reference_core
+        Å (``Distribution.core``).
+    """
+
+    difference: float
+    noise: float
+    model_core: float
+    reference_core: float
+
+    @property
+    def too_near(self) -> bool:
+        """Whether the model has pairs well inside the reference's core."""
+        return self.model_core < CORE * self.reference_core
+
+
+def compare_rdf(model: Distribution, reference: Distribution) -> Unlike:
+    """Compare two distributions over the shells in which either has a pair: an empty core would only dilute a mean.
+
+    The mean of ``|x|`` of a normal variable is sqrt(2 / pi) of its standard deviation.
+    """
+    there = (model.g > 0.0) | (reference.g > 0.0)
+    if not there.any():
+        return Unlike(0.0, 0.0, model.core, reference.core)
+    apart = float(np.abs(model.g - reference.g)[there].mean())
+    noise = float(np.sqrt(2.0 / np.pi) * np.hypot(model.error, reference.error)[there].mean())
+    return Unlike(float(np.sqrt(max(0.0, apart**2 - noise**2))), noise, model.core, reference.core)
 
 
 def _add(block: Frames, edges: Array, shells: Array, total: dict[tuple[int, int], Array]) -> None:

@@ -6,7 +6,7 @@ as motion.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,9 @@ FIRST = 0.5
 REACH = 10
 #: A block is so many times the longest lag.
 BLOCK = 2
+#: Steps between frames over this part of a cell vector are suspicious: beyond a half the image is the wrong one. Of
+#: normally distributed steps of which ``RARE`` are over it, 3 in 10^8 are over a half.
+FAR, RARE = 0.35, 1e-4
 #: Atoms transformed at a time: memory stays near that of the trajectory.
 CHUNK = 32
 
@@ -38,6 +41,17 @@ class TooShort(ValueError):
     def __init__(self, needed: float) -> None:
         super().__init__(f"The trajectory is too short: {needed:.3g} ps are needed.")
         self.needed = needed
+
+
+class TooCoarse(ValueError):
+    """Frames are so far apart that atoms may have crossed half the cell between them: which way is not known."""
+
+    def __init__(self, share: float, dt: float | None) -> None:
+        every = "" if dt is None else f" are {dt:g} ps apart, and"
+        super().__init__(
+            f"The frames{every or ' are too far apart:'} {100 * share:.2g} % of the atoms' steps along a cell vector "
+            f"are over {FAR:g} of it: which way an atom went is not known. Write a smaller 'every'."
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,7 @@ def plan(frames: int, dt: float, blocks: int, window: tuple[float, float] | None
     return Plan(blocks, length, first, last, dt)
 
 
-def unwrap(positions: Array, cells: Array) -> Array:
+def unwrap(positions: Array, cells: Array, dt: float | None = None) -> Array:
     """Return where the atoms have gone, images and changes of the cell taken out: ``(n, a, 3)`` Å.
 
     Every step is the nearest image of the change of the scaled coordinates, in the mean of the two cells. Adding steps
@@ -104,13 +118,23 @@ def unwrap(positions: Array, cells: Array) -> Array:
     Parameters
     ----------
     positions : (n, a, 3)
-        Å, wrapped or not; no atom moves by half a cell between two frames.
+        Å, wrapped or not.
     cells : (n, 3, 3)
         Å, vectors as rows.
+    dt
+        Time between frames, ps, for the message.
+
+    Raises
+    ------
+    TooCoarse
+        More than ``RARE`` of the steps are over ``FAR`` of a cell vector: atoms may have moved by half of it.
     """
     scaled = np.einsum("nai,nij->naj", positions, np.linalg.inv(cells))
     step = np.diff(scaled, axis=0)
     step -= np.round(step)
+    far = float((np.abs(step) > FAR).mean()) if step.size else 0.0
+    if far > RARE:
+        raise TooCoarse(far, dt)
     moved = np.einsum("nai,nij->naj", step, 0.5 * (cells[1:] + cells[:-1]))
     return np.asarray(np.concatenate([positions[:1], positions[:1] + np.cumsum(moved, axis=0)]))
 
@@ -165,12 +189,16 @@ class Measured:
         Mean and standard error over the blocks.
     time, curve : (lags,)
         ps, and the mean over the blocks.
+    exponent
+        Of a mean square displacement: the power of time with which it grows between the lags of the fit, 1 where it
+        is a straight line.
     """
 
     value: float
     error: float
     time: Array
     curve: Array
+    exponent: float = np.nan
 
 
 def _measured(values: list[float], curves: list[Array], dt: float) -> Measured:
@@ -190,7 +218,16 @@ def diffusion(positions: Array, plan: Plan) -> Measured:
         Blocks and lags. The curve is the MSD, Å^2.
     """
     curves = [msd(positions[part])[: plan.last + 1] for part in plan.parts(len(positions))]
-    return _measured([_slope(c, plan) / 6.0 for c in curves], curves, plan.dt)
+    found = _measured([_slope(c, plan) / 6.0 for c in curves], curves, plan.dt)
+    return replace(found, exponent=_exponent(found.curve, plan))
+
+
+def _exponent(curve: Array, plan: Plan) -> float:
+    """Return the slope of log(curve) against log(lag), evenly weighted over the logarithms of the lags."""
+    lags = np.unique(np.geomspace(plan.first, plan.last, 20).round().astype(int))
+    if not (curve[lags] > 0.0).all():
+        return 0.0
+    return float(np.polyfit(np.log(lags), np.log(curve[lags]), 1)[0])
 
 
 def dipole(positions: Array, charges: Array) -> Array:

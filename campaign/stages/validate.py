@@ -7,30 +7,21 @@ is read from such runs and those with the reference potential from the same star
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from campaign.config.validations import OnRun
-from campaign.engines.models import Mean
 from campaign.stages import validate_md
 from campaign.stages.board import HELD_OUT, Board, FrameSet
 from campaign.stages.reference import reference_of
-from campaign.stages.trained import load_models
 from campaign.stages.validate_runs import ALONE, KEYS, Chain, runs_of
-from campaign.stages.verdicts import publish, read_result
+from campaign.stages.verdicts import publish
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
 if TYPE_CHECKING:
     from campaign.config import Campaign
-    from campaign.store.store import Store
 
-VERSION = 4
-
-#: Points of a parity plot that are kept for the report.
-PARITY_POINTS = 2000
+VERSION = 5
 
 
 class Validate:
@@ -84,7 +75,7 @@ class Validate:
     def _runs_for(self, number: int) -> list[str]:
         """Return the runs that a test works on, those with the model first."""
         test, runs = self._tests[number], self._needs[number]
-        alone = test.method in ALONE or getattr(test, "reference", None) is not None
+        alone = test.method in ALONE or isinstance(_given(test), tuple)
         return [f"md {k}" for k in runs] + ([] if alone else [f"reference {k}" for k in runs])
 
     def _what(self, number: int) -> str:
@@ -125,7 +116,8 @@ class Validate:
         if not models:
             self._skipped.add(what)
             return
-        spec = self._tests[number].model_dump(mode="json")
+        spec = self._tests[number].model_dump(mode="json", exclude={"reference"})
+        spec["seed"] = self._campaign.seed
         spec["system"] = self._campaign.system.structure.model_dump(mode="json") if not spec["structures"] else {}
         for structure in (*spec["structures"], spec["system"]):
             structure["digest"] = self._digests.get(structure.get("file", ""), "")
@@ -177,6 +169,8 @@ class Validate:
             return
         own = set(OnRun.model_fields) if isinstance(test, OnRun) else {*KEYS, "segment", "temperatures"}
         spec = test.model_dump(mode="json", exclude=own)
+        if test.method == "density" and spec["reference"] == "potential":
+            spec["reference"] = None
         extra: dict[str, Json] = {}
         if test.method != "rdf":
             spec["runs"] = [{k: self._runs[r].spec[k] for k in KEYS} for r in self._needs[number]]
@@ -188,15 +182,36 @@ class Validate:
         inputs = tuple(self._ids[n] for n in needs)
         yield from self._new(what, Task("validate", test.method, spec, inputs, VERSION, priority=3, extra=extra))
 
+    def _names(self) -> list[str]:
+        """Return the name of each test in the run directory: its method, and for a second of its kind its place."""
+        methods = [t.method for t in self._tests]
+        return [m if methods.index(m) == k else f"{m}-{k}" for k, m in enumerate(methods)]
+
     def results(self) -> list[tuple[str, str]]:
         """Return (name, task id) of every finished test, in the order of the campaign file."""
-        found = []
-        for number, test in enumerate(self._tests):
-            task = self._ids.get(self._what(number), "")
-            if self._settled.get(task) == "done":
-                first = [t.method for t in self._tests].index(test.method) == number
-                found.append((test.method if first else f"{test.method}-{number}", task))
-        return found
+        tasks = [self._ids.get(self._what(number), "") for number in range(len(self._tests))]
+        return [(n, t) for n, t in zip(self._names(), tasks, strict=True) if self._settled.get(t) == "done"]
+
+    def compared_with(self) -> dict[str, dict[str, Json]]:
+        """Return, of each test by its name that has one, the reference's ``file`` and whether it is that of the labels.
+
+        A campaign of fakes has none: its toy crystal has no file.
+        """
+        potential = self._campaign.reference
+        if potential is None:
+            return {}
+        engine = self._campaign.label.engine if self._campaign.label else "pool"
+        own = engine == "lammps" or (engine == "pool" and all(s.method != "file" for s in self._campaign.sample))
+        given = {n for n, t in zip(self._names(), self._tests, strict=True) if isinstance(_given(t), tuple)}
+        without = {n for n, t in zip(self._names(), self._tests, strict=True) if t.method in ("errors", "stability")}
+        found: dict[str, Json] = {"file": potential.lammps, "trained": own}
+        return {name: found for name in self._names() if name not in given | without}
+
+    def standing(self, board: Board) -> dict[str, Json]:
+        """Return how many tests are ``asked`` for, which are ``left`` without a verdict, and whether it is ``over``."""
+        done = {name for name, _ in self.results()}
+        left = [name for name in self._names() if name not in done]
+        return {"asked": len(self._tests), "left": left, "over": self.finished(board)}
 
     def runs(self) -> list[str]:
         """Return the task that sums up each finished run with the model, whatever test asked for it."""
@@ -232,6 +247,11 @@ class Validate:
         return {w for w, chain in self._chains.items() if w.startswith("reference") and not chain.segments}
 
 
+def _given(test: Any) -> Any:
+    """Return what a test's ``reference`` says: given values, ``potential``, or nothing."""
+    return getattr(test, "reference", None)
+
+
 def _start(board: Board) -> list[str]:
     """Return what runs may start from: frames that were chosen from the pool, not those that were learned."""
     return next(s.chosen for s in board.sets.values() if s.train)
@@ -243,7 +263,7 @@ def _all_trained(board: Board) -> bool:
 
 def work(task: Task, context: Context) -> Outcome:
     """Do one test; the result is published as JSON, dynamics with their frames."""
-    from campaign.stages import validate_physics, validate_relax
+    from campaign.stages import validate_errors, validate_physics, validate_rdf, validate_relax
     from campaign.store.store import Store
 
     store = Store(context.run / "run.zarr")
@@ -253,8 +273,8 @@ def work(task: Task, context: Context) -> Outcome:
         result, arrays = validate_md.verdict(task, store)
         return publish(result, arrays)
     return {
-        "errors": _work_errors,
-        "rdf": _work_rdf,
+        "errors": validate_errors.work_errors,
+        "rdf": validate_rdf.work_rdf,
         "relax": validate_relax.work_relax,
         "density": validate_physics.work_density,
         "diffusion": validate_physics.work_diffusion,
@@ -262,94 +282,3 @@ def work(task: Task, context: Context) -> Outcome:
         "rerun": validate_physics.work_rerun,
         "overlap": validate_physics.work_overlap,
     }[task.params["method"]](task, context, store)
-
-
-def _work_errors(task: Task, context: Context, store: Store) -> Outcome:
-    from ase.data import chemical_symbols
-
-    from campaign.science.metrics import errors
-
-    blocks = store.collect("label", [f"{i}:0" for i in task.inputs])
-    sets: dict[str, Json] = {}
-    parity: dict[str, Json] = {}
-    for name, models in task.params["models"].items():
-        model = Mean(load_models(store, models))
-        found = [model.evaluate(b) for b in blocks]
-        energy = _pairs([(b.energy / b.n_atoms, f[0] / b.n_atoms) for b, f in zip(blocks, found, strict=True)])
-        forces = _pairs([(b.forces.reshape(-1, 3), f[1].reshape(-1, 3)) for b, f in zip(blocks, found, strict=True)])
-        stress = _pairs([(b.stress, f[2]) for b, f in zip(blocks, found, strict=True)])
-        numbers = np.concatenate([b.numbers.ravel() for b in blocks])
-        sets[name] = {"energy": errors(*energy), "forces": errors(*forces), "stress": errors(*stress)}
-        sets[name]["species"] = {
-            chemical_symbols[z]: errors(forces[0][numbers == z], forces[1][numbers == z]) for z in np.unique(numbers)
-        }
-        parity[name] = {"energy": _thin(*energy), "forces": _thin(*forces)}
-    limit = task.params["threshold"]["forces"]
-    main = next(iter(sets))
-    rmse = sets[main]["forces"]["rmse"]
-    whole = all(math.isfinite(sets[main][k]["max"]) for k in ("energy", "forces", "stress"))
-    return publish(
-        {
-            "method": "errors",
-            "pass": whole and (limit is None or rmse <= limit),
-            "cause": "" if whole else "The model gave energies, forces or stresses that are not finite.",
-            "headline": {n: {f"force_{k}": s["forces"][k] for k in ("rmse", "l4")} for n, s in sets.items()},
-            "threshold": task.params["threshold"],
-            "held_out": sum(len(b) for b in blocks),
-            "sets": sets,
-            "parity": parity,
-        }
-    )
-
-
-def _pairs(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
-def _thin(reference: Any, predicted: Any) -> list[list[float]]:
-    """Return at most PARITY_POINTS evenly spaced points."""
-    x, y = np.ravel(reference), np.ravel(predicted)
-    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), PARITY_POINTS)).astype(int))
-    return [np.round(x[keep], 5).tolist(), np.round(y[keep], 5).tolist()]
-
-
-def _work_rdf(task: Task, context: Context, store: Store) -> Outcome:
-    from campaign.science.rdf import partial_rdf
-
-    p = task.params
-    found = []
-    for run in task.inputs:
-        frames = validate_md.frames_of(store, read_result(store, run)["segments"])
-        if not len(frames):  # of the model: a reference without frames has failed
-            return publish(_no_structure(p))
-        settled = frames[len(frames) // 5 :]  # the first fifth is the way from the start to equilibrium
-        found.append(partial_rdf(settled, p["cutoff"], p["bins"]))
-    model, reference = found
-    pairs = {}
-    for name, (r, g) in reference.items():
-        difference = float(np.abs(model[name][1] - g).mean())
-        pairs[name] = {
-            "r": np.round(r, 4).tolist(),
-            "model": np.round(model[name][1], 4).tolist(),
-            "reference": np.round(g, 4).tolist(),
-            "difference": difference,
-        }
-    worst = max(v["difference"] for v in pairs.values())
-    return publish(
-        {
-            "method": "rdf",
-            "pass": worst <= p["threshold"],
-            "headline": {"worst": worst},
-            "threshold": p["threshold"],
-            "pairs": pairs,
-        }
-    )
-
-
-def _no_structure(p: dict[str, Json]) -> dict[str, Json]:
-    """Return the verdict on a run of which no frame was kept."""
-    cause = "The run with the model kept no frame to compare."
-    headline = {"worst": None}
-    return {
-        "method": "rdf", "pass": False, "cause": cause, "headline": headline, "threshold": p["threshold"], "pairs": {},
-    }  # fmt: skip

@@ -5,6 +5,8 @@ A run is a chain of segments and a task that sums them up; its plan is here, its
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,7 +36,8 @@ class Run:
     spec
         ``KEYS`` and ``segment``, as in the campaign file, and the ``guards`` of a test of stability.
     seed
-        Of the velocities: the campaign's, the first test that asks, and which of its runs.
+        Of the velocities: the campaign's, and a hash of what the run is. The place of a test in the campaign file is
+        no part of it: another test before it changes no run.
     """
 
     spec: dict[str, Json]
@@ -82,12 +85,16 @@ def runs_of(tests: Sequence[Any], seed: int) -> tuple[list[Run], dict[int, list[
             key = tuple(None if n == "pressure" and spec["ensemble"] == "nvt" else spec[n] for n in KEYS)
             if key not in known:
                 known[key] = len(runs)
-                runs.append(Run(spec, (seed, number, k) if k else (seed, number)))
+                runs.append(Run(spec, (seed, _hash(key))))
             runs[known[key]].spec.update({n: spec[n] for n in ("guards",) if n in spec})
             needs[number] = [known[key]] if k == 0 else [*needs[number], known[key]]
         if test.method == "stability":
             before = needs[number]
     return runs, needs
+
+
+def _hash(key: tuple[Json, ...]) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps(key).encode(), digest_size=4).digest(), "big")
 
 
 def _described(test: Any) -> Iterator[dict[str, Json]]:

@@ -89,7 +89,8 @@ def compared(method: str, entries: list[Row], threshold: Json, time: float, more
     """Return the outcome of a test that compares values.
 
     It passes where every value is within its limit and known well enough: a difference whose standard error is larger
-    than what is asked for says nothing, and counts as failed with its error and what would help.
+    than what is asked for says nothing, and counts as failed with its error and what would help. Where nothing is asked
+    of any value (``ok`` is None) the test is not judged.
 
     Parameters
     ----------
@@ -105,6 +106,7 @@ def compared(method: str, entries: list[Row], threshold: Json, time: float, more
         What the report draws beside them.
     """
     causes = []
+    judged = [e["ok"] for e in entries if e["ok"] is not None]
     for entry in entries:
         if entry["short"]:
             unit, error = entry["difference_in"], entry["error"]
@@ -114,14 +116,14 @@ def compared(method: str, entries: list[Row], threshold: Json, time: float, more
             help_ = f"; runs of about {longer:.2g} ps would tell" if known else ""
             causes.append(
                 f"{entry['name']}: the runs are too short: the difference has {said}, and "
-                f"{entry['most']:g} {unit} is asked{help_}."
+                f"{entry['most']:.3g} {unit} is asked{help_}."
             )
-        elif not entry["ok"]:
+        elif entry["ok"] is False:
             causes.append(f"{entry['name']}: the difference is over its limit.")
     return publish(
         {
             "method": method,
-            "pass": bool(entries) and all(e["ok"] for e in entries),
+            "pass": all(judged) if judged else None,
             "cause": " ".join(causes),
             "headline": {e["name"]: e["difference"] for e in entries},
             "threshold": threshold,

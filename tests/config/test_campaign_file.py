@@ -71,7 +71,7 @@ train: {model: schnet, rate: 1e-4}
 validate:
   - {method: errors, held_out: 10, against: [random], threshold: {forces: null}}
   - {method: stability, temperature: 300, time: 1}
-  - {method: rdf}
+  - {method: rdf, reference: potential}
 """
     spec = loads(tmp_path, text)
     assert loads(tmp_path, dump(spec)) == spec

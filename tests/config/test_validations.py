@@ -70,7 +70,43 @@ def test_the_good_file_is_good_and_its_resolved_form_says_all(folder: Path) -> N
     assert load_campaign(folder / "again.yaml").spec == loaded.spec
 
 
+def test_labels_of_another_method_are_compared_with_a_potential_only_where_the_file_says_so(folder: Path) -> None:
+    """Every test that compares with runs of the cheap potential, which the model was not trained on."""
+    said = problems(folder, "label: {engine: lammps}", "label: {engine: ase, calculator: lj}")
+    assert len(said) == 6
+    assert said[0].startswith(
+        "c.yaml:12: validate[1].method: 'density' compares with a LAMMPS potential, and the labels"
+    )
+    assert all("add 'reference: potential' to compare with the system's all the same" in p for p in said)
+    text = GOOD.replace("label: {engine: lammps}", "label: {engine: ase, calculator: lj}")
+    lines = text.splitlines()
+    for k in range(FIRST, len(lines)):
+        lines[k] = lines[k][:-1] + ", reference: potential}"
+    (folder / "c.yaml").write_text("\n".join(lines))
+    spec = load_campaign(folder / "c.yaml").spec
+    assert [getattr(t, "reference", None) for t in spec.validation] == [None, *["potential"] * 6]
+    given = "temperatures: [1100, 1400], reference: [1.55, 1.41]"
+    lines[FIRST] = lines[FIRST].replace("temperatures: [1100, 1400]", given).replace(", reference: potential", "")
+    (folder / "c.yaml").write_text("\n".join(lines))
+    assert load_campaign(folder / "c.yaml").spec.validation[1].reference == (1.55, 1.41)  # type: ignore[union-attr]
+
+
+def test_limits_of_errors_have_units_and_a_plain_number_is_in_ev(folder: Path) -> None:
+    tests = "validate:\n  - {method: errors}\n  - {method: errors, threshold: {forces: 0.15, stress: 0.1 GPa}}\n"
+    (folder / "c.yaml").write_text(GOOD[: GOOD.index("validate:")] + tests)
+    usual, own = (t.threshold for t in load_campaign(folder / "c.yaml").spec.validation)  # type: ignore[union-attr]
+    assert usual.model_dump() == {"forces": "20 %", "l4": None, "energy": None, "stress": None}
+    assert own.model_dump() == {"forces": "0.15 eV/Å", "l4": None, "energy": None, "stress": "0.1 GPa"}
+
+
 WRONG = {
+    "too few frames for a drift": (
+        "temperature: 1400, time: 100}", "temperature: 1400, time: 0.1}", 1, "[0].time", "this run would keep 5 frames",
+    ),
+    "given densities that are none": (
+        "temperatures: [1100, 1400]", "temperatures: [1100, 1400], reference: [1.5, 0]", 2, "[1].reference",
+        "above zero",
+    ),
     "threshold without a unit": (
         "threshold: 5 %", "threshold: 5", 3, "[2].threshold", "needs its unit, got 5; write it with one of Å^2/ps",
     ),

@@ -30,7 +30,7 @@ train: {model: schnet, members: 2}
 validate:
   - {method: errors, held_out: 200}
   - {method: stability, temperature: 1400, time: 5}
-  - {method: rdf}
+  - {method: rdf, reference: potential}
 """
 
 TEMPLATE = """&FORCE_EVAL
@@ -120,8 +120,17 @@ CASES = {
     "l_max of a model without": Wrong("members: 2", "l_max: 2", 16, "train.l_max", "2", "the keys here are"),
     "l_max too large": Wrong("schnet, members: 2", "so3net, l_max: 9", 16, "train.l_max", "9", "at most 6"),
     "patience of no epoch": Wrong("members: 2", "patience: 0", 16, "train.patience", "0", "at least 1"),
-    "missing method": Wrong("{method: rdf}", "{bins: 50}", 20, "validate[2].method", "nothing", "rdf"),
-    "misspelt word method": Wrong("{method: rdf}", "{metod: rdf}", 20, "validate[2].method", "nothing", "method: ..."),
+    "missing method": Wrong(
+        "{method: rdf, reference: potential}", "{bins: 50}", 20, "validate[2].method", "nothing", "rdf"
+    ),
+    "misspelt word method": Wrong(
+        "{method: rdf, reference: potential}",
+        "{metod: rdf, reference: potential}",
+        20,
+        "validate[2].method",
+        "nothing",
+        "method: ...",
+    ),
     "variant is text": Wrong("{engine: lammps}", "lammps", 15, "label", "'lammps'", "{engine:"),
     "misspelt prototype": Wrong(
         "rocksalt", "rock-salt", 4, "system.structure.prototype", "'rock-salt'", "did you mean 'rocksalt'"

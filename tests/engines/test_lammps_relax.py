@@ -11,7 +11,7 @@ from campaign.engines.lammps import BAR, single_points
 from campaign.engines.lammps_potential import load_potential
 from campaign.engines.lammps_relax import relax_crystal
 from campaign.engines.structures import build_structure
-from campaign.errors import EngineError
+from campaign.errors import EngineError, Unconverged
 
 pytestmark = pytest.mark.lammps
 
@@ -67,3 +67,20 @@ def test_two_elements_with_charges() -> None:
 def test_an_element_that_the_potential_has_not_is_said() -> None:
     with pytest.raises(EngineError, match="The potential is for Al and has no Ni"):
         relaxed("al_mm.lmp", "fcc", ["Ni"], 3.52)
+
+
+def test_atoms_out_of_each_others_reach_are_no_crystal() -> None:
+    """From 10 Å no aluminium atom feels another: no pressure, no energy, and nothing relaxed."""
+    with pytest.raises(Unconverged, match=r"came apart: they have .* Start nearer to the lattice constant"):
+        relaxed("al_mm.lmp", "fcc", ["Al"], 10.0)
+
+
+def test_stress_that_edges_changed_alike_do_not_relax_is_refused() -> None:
+    """A tetragonal cell keeps its c/a: the mean of the stresses goes, what is along z less along x does not."""
+    structure = {"prototype": "fcc", "elements": ["Al"], "a": 4.05, "supercell": [2, 2, 2]}
+    atoms = build_structure(structure, POTENTIALS)
+    atoms.set_cell(np.diag([1.0, 1.0, 1.05]) @ np.array(atoms.cell), scale_atoms=True)
+    with pytest.raises(Unconverged, match="no pressure, but stresses up to"):
+        relax_crystal(load_potential(POTENTIALS / "al_mm.lmp"), atoms)
+    found = relax_crystal(load_potential(POTENTIALS / "al_mm.lmp"), atoms, uniaxial=True)
+    assert np.abs(found.stress).max() * BAR < 100.0

@@ -9,7 +9,7 @@ from ase.build import bulk
 from campaign.engines.ase_calculator import ClassicalForces, calculator
 from campaign.engines.fake import ToyCrystal
 from campaign.engines.lammps_potential import load_potential
-from campaign.engines.relax import bond_lengths, relax
+from campaign.engines.relax import bond_lengths, bound, relax
 from campaign.errors import EngineError
 from campaign.frames import Frames
 
@@ -92,6 +92,13 @@ def test_bonds_of_rocksalt_reach_into_the_next_cell():
 def test_forces_that_are_no_numbers_end_it():
     with pytest.raises(EngineError, match=r"finite|relaxation"):
         relax(bulk("Ar", a=4.8), ToyCrystal(np.nan), 0.01, 20)
+
+
+def test_what_binds_is_a_crystal_and_what_repels_is_none():
+    atoms, found = relax(bulk("Cu", a=4.0), Morse(), 1e-3, 100)
+    assert bound(atoms, Morse(), found["energy"])
+    atoms, found = relax(bulk("Ar", a=4.8), ToyCrystal(), 1e-3, 100)
+    assert not bound(atoms, ToyCrystal(), found["energy"])
 
 
 def test_a_crystal_that_comes_apart_is_not_converged():

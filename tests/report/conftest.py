@@ -29,7 +29,11 @@ def errors(rng: np.random.Generator) -> Data:
     return {
         "method": "errors",
         "pass": True,
-        "threshold": {"forces": 0.15},
+        "threshold": {"forces": "20 %", "l4": None, "energy": "3 meV/atom", "stress": None},
+        "judged": [
+            {"name": "force RMSE", "value": 71.0, "limit": 104.8, "unit": "meV/Å", "asked": "20 %", "ok": True},
+            {"name": "energy RMSE", "value": 2.3, "limit": 3.0, "unit": "meV/atom", "asked": "3 meV/atom", "ok": True},
+        ],
         "held_out": 200,
         "sets": sets,
         "parity": parity,
@@ -76,7 +80,7 @@ def rdf() -> Data:
             "reference": reference.tolist(),
             "difference": 0.03,
         }
-    return {"method": "rdf", "pass": True, "threshold": 0.1, "pairs": pairs}
+    return {"method": "rdf", "pass": True, "cause": "", "threshold": 0.1, "pairs": pairs}
 
 
 def momt(rng: np.random.Generator) -> Data:

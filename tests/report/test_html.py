@@ -59,7 +59,8 @@ def test_verdict_first_with_numbers_and_limits(data: Data) -> None:
     text = shown(data)
     assert text.index("✓ Passed") < text.index("frames sampled") < text.index("Errors on held-out")
     assert "3 of 3 validations within their limits." in text
-    assert "Force RMSE 71 meV/Å, limit 150" in text
+    assert "Force RMSE 71 meV/Å, limit 105 (20 % of the spread)" in text
+    assert "Energy RMSE 2.3 meV/atom, limit 3" in text
     assert "RMSE 13 % lower, L4 norm 24 % lower" in text
     assert "Lost atoms: original 64 current 63." in text
 
@@ -75,6 +76,46 @@ def test_one_bad_validation_fails_the_verdict(data: Data) -> None:
 def test_a_validation_that_could_not_be_done_is_not_a_pass(data: Data) -> None:
     data["status"]["stages"]["validate"].update(state="partial", failed=1)
     assert "✗ Not passed" in shown(data)
+
+
+@pytest.mark.parametrize("state", ["running", "partial"])
+def test_tests_that_are_still_to_come_are_no_pass(data: Data, state: str) -> None:
+    """Three of nine are done, and all three held: of a run under way, or one that was interrupted."""
+    data["status"]["stages"]["validate"].update(state=state, done=3, total=9)
+    assert "Not finished 3 of 3 validations within their limits. Some still to be done." in shown(data)
+    data["tests"] = {"asked": 5, "left": ["density", "rdf-4"], "over": False}
+    text = shown(data)
+    assert "Not finished 3 of 5 validations within their limits. 2 still to be done: density, rdf-4." in text
+    assert "Passed" not in text
+    data["validation"][2]["pass"] = False
+    assert "✗ Failed 2 of 5 validations" in shown(data)
+
+
+def test_a_test_that_was_left_out_in_silence_is_no_pass(data: Data) -> None:
+    """No task failed: every held-out label was set aside, and the test was never planned."""
+    data["tests"] = {"asked": 4, "left": ["errors-3"], "over": True}
+    assert "✗ Not passed 3 of 4 validations within their limits. 1 could not be done: errors-3." in shown(data)
+
+
+def test_what_nothing_is_asked_of_is_not_judged(data: Data) -> None:
+    data["validation"][0]["pass"] = None
+    text = shown(data)
+    assert "✓ Passed 2 of 3 validations within their limits. Not judged, as nothing is asked: Held-out errors." in text
+    assert "– not judged Held-out errors" in text
+    data["validation"] = data["validation"][:1]
+    assert "Not validated 0 of 1 validations" in shown(data)
+    assert "Passed" not in shown(data)
+
+
+def test_what_it_was_compared_with_is_named(data: Data) -> None:
+    data["validation"][2]["compared_with"] = {"file": "potentials/nacl.lmp", "trained": True}
+    text = shown(data)
+    assert "The reference is potentials/nacl.lmp." in text
+    assert "Compared with" not in text
+    data["validation"][2]["compared_with"]["trained"] = False
+    text = shown(data)
+    assert "within their limits. Compared with potentials/nacl.lmp, which the labels are not made with." in text
+    assert "The reference is potentials/nacl.lmp, which the labels are not made with." in text
 
 
 @pytest.mark.parametrize("gone", ["status", "validation", "sampling", "selection", "training", "tasks", "about"])

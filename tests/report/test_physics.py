@@ -26,20 +26,21 @@ DIFFUSION = {
 }  # fmt: skip
 RELAXED = {
     "energy": -3.411, "volume": 16.4, "lengths": [4.05, 4.05, 4.05], "angles": [90.0] * 3, "bonds": {"Al-Al": 2.864},
-    "steps": 12, "converged": True,
+    "steps": 12, "converged": True, "bound": True,
 }  # fmt: skip
 RELAX = {
     "method": "relax", "pass": False, "cause": "Al bcc: the model failed on it.", "length_in": "%",
     "order": {"model": ["Al fcc"], "reference": ["Al fcc", "Al bcc"]},
     "structures": [
         {"name": "Al fcc", "reference": RELAXED, "model": RELAXED | {"energy": -3.407}, "ok": True,
-         "over_lowest": {"model": 0.0, "reference": 0.0}, "energy_difference": 0.0, "length_difference": 0.31},
+         "over_lowest": {"model": 0.0, "reference": 0.0}, "energy_difference": 0.0, "length_difference": 0.31,
+         "angle_difference": 0.2},
         {"name": "Al bcc", "reference": RELAXED | {"energy": -3.309}, "model": None, "ok": False},
     ],
 }  # fmt: skip
 OVERLAP = {
     "method": "overlap", "pass": False, "cause": "The model goes where the reference does not.", "threshold": 0.8,
-    "share": 0.5, "limit": 0.1, "distance": "rematch", "run": RUN, "says": ["50 % of the frames"],
+    "share": 0.5, "covered": 0.4, "limit": 0.1, "distance": "rematch", "run": RUN, "says": ["50 % of the frames"],
     "nearest": {"model": [0.1, 0.2], "reference": [0.05, 0.1]},
     "first": {"model": {"time": [0.0, 1.0], "distance": [0.1, 0.2]}, "reference": {"time": [0.0], "distance": [0.0]}},
 }  # fmt: skip
@@ -93,7 +94,8 @@ def test_the_page_opens_with_what_did_not_hold():
         "1 of 4 validations within their limits. Not within them: Relaxed crystals, Overlap, Structure, g(r)." in shown
     )
     assert shown.index("Not within them") < shown.index("Self-diffusion NPT")
-    assert "50 % of the model's frames have a match, 80 % asked" in shown.replace("&#39;", "'")
+    for whose, share in (("model", 50), ("reference", 40)):
+        assert f"{share} % of the {whose}'s frames have a match, 80 % asked" in shown.replace("&#39;", "'")
     assert page.count('href="#overlap-2"') == 1
 
 

@@ -27,6 +27,22 @@ def test_the_error_is_the_spread_of_repeated_means(memory):
     assert np.median([e for _, e in found]) == pytest.approx(true, rel=0.35)
 
 
+@pytest.mark.parametrize(("memory", "least"), [(40.0, 0.9), (80.0, 0.8)])
+def test_the_error_of_a_series_not_much_longer_than_its_memory(memory, least):
+    """A twentieth and a tenth of the series; means of five blocks alone claim 0.8 and 0.65 of the truth."""
+    n = 800
+    found = np.array([mean_and_error(autoregressive(memory, n, seed)) for seed in range(150)])
+    known = np.isfinite(found[:, 1])
+    assert known.mean() > 0.9
+    assert found[known, 1].mean() > least * found[:, 0].std()
+
+
+def test_a_series_that_remembers_its_beginning_has_no_error():
+    assert np.isnan(mean_and_error(np.linspace(0.0, 1.0, 100) + 0.01 * np.cos(np.arange(100.0)))[1])
+    white = [mean_and_error(np.random.default_rng(k).normal(size=100))[1] for k in range(100)]
+    assert np.isfinite(white).all()
+
+
 def test_too_few_values_have_no_error():
     assert np.isnan(mean_and_error(np.arange(4.0))[1])
     assert np.isnan(mean_and_error(np.zeros(0))).all()
@@ -42,6 +58,8 @@ def test_a_difference_that_is_not_known_well_enough_does_not_pass():
     noisy = compare((1.0, 0.1), (1.0, 0.1), 3.0, 3.0, relative=True)
     assert noisy.short
     assert not noisy.ok
+    far = compare((1.9, 0.1), (1.0, 0.1), 3.0, 1.0, relative=True)  # whatever its noise
+    assert (far.short, far.ok) == (False, False)
     assert compare((1.0, np.nan), (1.0, 0.0), 3.0, 3.0, relative=True).short
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from campaign.science.overlap import feature_distances, matches, rematch_distances
+from campaign.science.overlap import WANDERS, feature_distances, matches, rematch_distances
 
 dscribe = pytest.importorskip("dscribe.kernels")
 
@@ -34,8 +34,28 @@ def test_runs_that_are_alike_match_and_others_do_not():
     assert matches(feature_distances(other + 8.0, first, scale), own)["share"] == 0.0
 
 
+def test_a_model_that_stays_where_the_reference_was_once_does_not_cover_it():
+    dice = np.random.default_rng(2)
+    reference = dice.normal(size=(50, 3))
+    frozen = np.repeat(reference[10:11], 50, axis=0)
+    scale = np.ones(3)
+    own = feature_distances(reference, reference, scale)
+    assert matches(feature_distances(frozen, reference, scale), own)["covered"] < 0.5
+    other = matches(feature_distances(dice.normal(size=(50, 3)), reference, scale), own)
+    assert min(other["share"], other["covered"]) > 0.85
+    assert other["wander"] == pytest.approx(1.0, abs=0.3)
+
+
 def test_neighbours_in_time_are_no_matches():
     """A run that drifts has near neighbours only in time: the limit is the distance of parts far apart."""
     path = np.arange(40.0)[:, None]
-    found = matches(np.zeros((1, 40)), feature_distances(path, path, np.ones(1)))
+    own = feature_distances(path, path, np.ones(1))
+    found = matches(own, own)
     assert found["reference"].min() == pytest.approx(10.0)
+    np.testing.assert_allclose(found["model"], found["reference"])  # the same exclusion on both sides
+    assert found["wander"] > WANDERS
+
+
+def test_a_short_run_of_the_model_is_compared_along_its_own_time():
+    found = matches(np.ones((10, 40)), np.ones((40, 40)))
+    assert (found["share"], found["covered"], found["wander"]) == (1.0, 1.0, 1.0)

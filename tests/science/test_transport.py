@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.md.analysis import DiffusionCoefficient
 
 from campaign.science import transport
-from campaign.science.transport import BOLTZMANN, Plan, TooShort
+from campaign.science.transport import BOLTZMANN, TooCoarse, TooShort
 
 
 def walk(frames, atoms, diffusion, dt, seed):
@@ -55,21 +55,56 @@ def test_walkers_of_known_diffusion():
     np.testing.assert_allclose(found.curve[1:], 6 * true * found.time[1:], rtol=0.1)
 
 
-def test_the_slope_is_that_of_ases_diffusion_coefficient():
-    """ASE takes one origin and fits from it: the same path, one block and the same lags give the same number."""
+def test_wrapped_walkers_diffuse_as_ase_says_of_the_path_itself():
+    """ASE is given the path as it was made; what is tested sees it wrapped, with all origins and in blocks."""
     from ase.units import fs
 
-    dt_fs, frames = 20.0, 300
-    x = walk(frames, 6, 1.3, dt_fs / 1000, 4)
-    images = [Atoms("H6", positions=p) for p in x]
-    peer = DiffusionCoefficient(images, timestep=dt_fs * fs)
-    peer.calculate(ignore_n_images=0, number_of_segments=1)
-    theirs = np.asarray(peer.get_diffusion_coefficients()[0]) * fs * 1000  # Å^2/ps
-    lags = np.arange(frames)
-    one_origin = ((x - x[0]) ** 2).sum(axis=2).mean(axis=1)
-    ours = np.polyfit(lags * dt_fs / 1000, one_origin, 1)[0] / 6
-    assert ours == pytest.approx(float(np.ravel(theirs)[0]), rel=1e-6)
-    assert transport._slope(one_origin, Plan(1, frames, 0, frames - 1, dt_fs / 1000)) / 6 == pytest.approx(ours)
+    dt_fs, frames, box = 20.0, 4000, 9.0
+    dt = dt_fs / 1000
+    x = walk(frames, 40, 1.3, dt, 4)
+    cells = np.repeat(box * np.eye(3)[None], frames, axis=0)
+    plan = transport.plan(frames, dt, 5, (0.5, 4.0))
+    found = transport.diffusion(transport.unwrap(x % box, cells), plan)
+    images = [Atoms("H40", positions=p) for p in x[::10]]
+    peer = DiffusionCoefficient(images, timestep=10 * dt_fs * fs)
+    peer.calculate(ignore_n_images=0, number_of_segments=10)  # one origin each, lags up to 8 ps
+    theirs = float(np.ravel(peer.get_diffusion_coefficients()[0])[0]) * fs * 1000  # Å^2/ps
+    assert found.value == pytest.approx(theirs, rel=0.08)
+    assert found.exponent == pytest.approx(1.0, abs=0.05)
+
+
+def test_msd_and_unwrapping_are_those_of_mdanalysis():
+    """``NoJump`` and ``EinsteinMSD``: pip install mdanalysis tidynamics (they are no part of the environment)."""
+    mda = pytest.importorskip("MDAnalysis")
+    pytest.importorskip("tidynamics")
+    from MDAnalysis.analysis.msd import EinsteinMSD
+    from MDAnalysis.transformations.nojump import NoJump
+
+    box, x = 9.0, walk(300, 6, 1.3, 0.02, 4)
+    universe = mda.Universe.empty(6, trajectory=True)
+    universe.load_new((x % box).astype("float32"), dimensions=np.array([box] * 3 + [90.0] * 3))
+    universe.trajectory.add_transformations(NoJump())
+    theirs = EinsteinMSD(universe, select="all", msd_type="xyz", fft=True).run()
+    ours = transport.msd(transport.unwrap(x % box, np.repeat(box * np.eye(3)[None], 300, axis=0)))
+    np.testing.assert_allclose(ours, theirs.results.timeseries, rtol=1e-5, atol=1e-4)
+
+
+def test_frames_too_far_apart_are_refused_and_not_aliased():
+    """64 ions of D = 1.2 in a box of 13.6 Å: at 20 ps between frames half of the motion would be lost, unseen."""
+    box = 13.6
+    for dt, fine in ((0.02, True), (0.4, True), (1.0, False), (20.0, False)):
+        x = walk(500, 64, 1.2, dt, 1) % box
+        cells = np.repeat(box * np.eye(3)[None], 500, axis=0)
+        if fine:
+            transport.unwrap(x, cells, dt)
+        else:
+            with pytest.raises(TooCoarse, match=rf"{dt:g} ps apart, .* Write a smaller 'every'"):
+                transport.unwrap(x, cells, dt)
+
+
+def test_atoms_that_rattle_about_their_sites_do_not_diffuse():
+    x = 0.2 * np.random.default_rng(0).normal(size=(2000, 16, 3))
+    assert abs(transport.diffusion(x, transport.plan(2000, 0.05, 5)).exponent) < 0.2
 
 
 CHARGES = np.repeat([1.0, -1.0], 32)
