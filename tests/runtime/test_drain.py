@@ -10,6 +10,7 @@ import pytest
 
 from campaign.config import load_site
 from campaign.runtime.parsl import ParslRunner
+from campaign.tasks import Task
 
 SITE = """\
 site: s
@@ -25,5 +26,6 @@ def test_a_drain_that_the_site_file_fixes_stays(tmp_path: Path, drain: str, expe
     runner._site, runner._drain, runner._answered = load_site(str(tmp_path / "s.yaml")), {}, set()
     executor = SimpleNamespace(launch_cmd="process_worker_pool.py --drain_period=6600 -c 1")
     runner._kernel = SimpleNamespace(executors={"cpu": executor})
-    runner._learn([{"stage": "sample", "state": "done", "seconds": 1500.0}])
+    record = {"stage": "sample", "state": "done", "seconds": 1500.0}
+    runner._learn([(Task("sample", "walker 0", {}), record)])
     assert f"--drain_period={expected} " in executor.launch_cmd
