@@ -195,7 +195,8 @@ class ParslRunner:
             return False
         marks: dict[str, set[str]] = {}  # executor -> its tasks in flight
         for task, context in self._flying.values():
-            marks.setdefault(self._site.executor_for(task.stage), set()).add(context.mark(task.id))
+            name = self._site.place(task.stage, task.ranks, task.threads)
+            marks.setdefault(name, set()).add(context.mark(task.id))
         workers = (self._logs / "workers").iterdir()
         begun = {path.read_text().strip() for path in workers if _lives(path.name)}
         # those that are at long tasks, or where none has come up yet, are not meant

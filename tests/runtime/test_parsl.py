@@ -347,6 +347,21 @@ def test_no_job_stays_in_the_queue_of_an_executor_that_was_given_up(
     assert calls[-1].split() in (["scancel", "7"], ["qdel", "7"])
 
 
+def test_a_task_of_many_ranks_is_looked_for_where_it_was_sent(tmp_path: Path) -> None:
+    """Not at the executor of its stage, whose workers have nothing to do while it waits for whole nodes."""
+    text = "{cpu: {provider: slurm, cores: 2}, wide: {provider: slurm, cores: 2, nodes: 4, nodes_per_worker: 4}}"
+    (tmp_path / "s.yaml").write_text(f"site: s\nexecutors: {text}\nstages: {{default: cpu}}\n")
+    (tmp_path / "logs" / "workers").mkdir(parents=True)
+    runner = ParslRunner.__new__(ParslRunner)
+    task = Task("sample", "0", {"a": 1}, extra={"ranks": 8})
+    runner._flying = {task.id: (task, Context(tmp_path, sent=9))}
+    runner._site, runner._logs = load_site(str(tmp_path / "s.yaml")), tmp_path / "logs"
+    runner._heard, runner._patience = time.time() - 61, 60.0
+    runner._answered, runner._met = {"cpu", "wide"}, {"known": time.time() - 61}
+    runner._kernel = SimpleNamespace(executors={"cpu": Pool(UP), "wide": Pool()})
+    assert not runner._silent()
+
+
 def test_a_driver_knows_how_long_the_tasks_of_the_one_before_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path_with_parsl: None
 ) -> None:
