@@ -291,6 +291,7 @@ def _work_errors(task: Task, context: Context, store: Store) -> Outcome:
     return publish(
         {
             "method": "errors",
+            "judged": main,
             "pass": whole and (limit is None or rmse <= limit),
             "cause": "" if whole else "The model gave energies, forces or stresses that are not finite.",
             "headline": {n: {f"force_{k}": s["forces"][k] for k in ("rmse", "l4")} for n, s in sets.items()},
