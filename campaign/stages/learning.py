@@ -53,7 +53,7 @@ def choose(task: Task, context: Context, store: Store) -> Outcome:
 
     Its summary holds ``frames``, ``why`` and ``source`` (task, step and walker) of each; ``refused``; ``ends``, the
     frame from which each walker goes on (empty: it begins anew); and ``figures`` of the round: walkers ``failed``,
-    ``survived`` (ps) and ``causes`` of each walker, ``novelty`` (largest and median) of all candidates.
+    ``causes`` of each walker, ``novelty`` (largest and median) of all candidates.
     """
     p = task.params
     kept = [_kept(store, segments) for _, segments, _, _ in p["walkers"]]
@@ -77,7 +77,6 @@ def choose(task: Task, context: Context, store: Store) -> Outcome:
             "round": p["round"],
             "failed": len(failed),
             "walkers": len(p["walkers"]),
-            "survived": [round(frames * p["time"], 6) for _, _, frames, _ in p["walkers"]],
             "causes": [cause for _, _, _, cause in p["walkers"]],
             "added": len(chosen),
             "novelty": [float(finite.max()), float(np.median(finite))] if len(finite) else None,
