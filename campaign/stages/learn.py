@@ -236,7 +236,7 @@ class Learn:
     def _survived(self, walker: Walker) -> float:
         """Return how long a walker held, ps: where it was watched, to the step of its failure."""
         step = walker.step if walker.cause and walker.step is not None else walker.frames * self._md["every"]
-        return round(step * self._md["timestep"], 6)
+        return float(round(step * self._md["timestep"], 6))
 
     def _end(self, board: Board, note: str) -> None:
         """End with the last models that there are: what was learned counts whatever became of the last choice."""
