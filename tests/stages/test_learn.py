@@ -267,12 +267,12 @@ def test_the_bounds_of_a_label(energy, force, said):
 def argon():
     """Return a function that makes frames of an argon crystal, moved by some Å, seeded."""
 
-    def argon(n, amplitude, seed, **arrays):
+    def argon(n, amplitude, seed, cells=1, **arrays):
         from ase.build import bulk
 
-        atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
-        moved = np.random.default_rng(seed).normal(scale=amplitude, size=(n, 4, 3))
-        zeros = {"energy": np.zeros(n), "forces": np.zeros((n, 4, 3)), "stress": np.zeros((n, 3, 3))}
+        atoms = bulk("Ar", "fcc", a=5.3, cubic=True) * (cells, 1, 1)
+        moved = np.random.default_rng(seed).normal(scale=amplitude, size=(n, len(atoms), 3))
+        zeros = {"energy": np.zeros(n), "forces": np.zeros((n, len(atoms), 3)), "stress": np.zeros((n, 3, 3))}
         return Frames.build(atoms.numbers, atoms.positions + moved, atoms.cell[:], **zeros | arrays)
 
     return argon
@@ -292,17 +292,19 @@ def round_of(tmp_path, argon):
         store.publish(record, {**dict(frames.arrays()), **more})
         return task.id
 
-    def round_of(**changes):
+    def round_of(cells=1, calm_ones=1, **changes):
         pool = publish("pool", argon(12, 0.05, 0))
+        start = f"{pool}:1" if cells == 1 else publish("larger", argon(1, 0.05, 0, cells)) + ":0"
         calm = publish("calm", argon(10, 0.05, 1, step=np.arange(10)))
-        wild = argon(8, 0.05, 2, walker=1, step=np.arange(8))
-        last = argon(3, 0.5, 3)
+        wild = argon(8, 0.05, 2, cells, walker=1, step=np.arange(8))
+        last = argon(3, 0.5, 3, cells)
         positions = last.positions.copy()
         positions[2, 1] = positions[2, 0] + 0.1  # the step that failed: two atoms on each other
         before = {"positions": positions, "cell": last.cell, "energy": np.zeros(3), "forces": last.forces}
         before |= {"stress": last.stress, "step": np.array([8, 9, 10])}
         failed = publish("wild", wild, **{f"{BEFORE}1.{name}": value for name, value in before.items()})
-        walkers = [[f"{pool}:0", [calm], 10, ""], [f"{pool}:1", [failed], 8, "First sign of failure."]]
+        walkers = [[f"{pool}:0", [calm], 10, ""], [start, [failed], 8, "First sign of failure."]]
+        walkers += [[f"{pool}:0", [calm], 10, ""]] * (calm_ones - 1)
         params = {
             "method": "novel",
             "round": 1,
@@ -339,6 +341,24 @@ def test_the_steps_before_a_failure_are_the_novel_ones_and_the_failed_one_is_ref
     assert outcome.arrays["index"].tolist() == [0, 1]
     assert outcome.arrays["step"].tolist() == [s["step"] for s in found["source"]]
     assert np.isnan(outcome.arrays["energy"]).all()  # what the model said is no label
+
+
+@pytest.mark.parametrize(
+    ("novelty", "more"),
+    [
+        ("rnd", {}),
+        pytest.param(
+            "rematch",
+            {"environments": {"cutoff": 5.0, "n_max": 3, "l_max": 2, "sigma": 0.5}, "gamma": 0.1},
+            marks=pytest.mark.requires("dscribe"),
+        ),
+    ],
+)
+def test_a_walker_with_more_atoms_than_most_is_learned_from(round_of, novelty, more):
+    _, outcome, (_, failed) = round_of(cells=2, calm_ones=4, novelty=novelty, **more)
+    assert {(s["task"], s["step"]) for s in outcome.summary["source"]} == {(failed, 8), (failed, 9)}
+    assert outcome.arrays["numbers"].shape == (2, 8)
+    assert [r["frame"] for r in outcome.summary["refused"]] == ["walker 1, step 10"]
 
 
 def test_nothing_is_added_where_every_walker_survived_or_the_rounds_are_spent(round_of):
