@@ -397,7 +397,8 @@ class Flow:
         if counts.done + counts.failed + counts.flying == 0:
             state = "pending"  # also where there was nothing to do it with
         elif stage.finished(self.board) and counts.flying == 0:
-            state = "partial" if counts.failed or counts.stopped or counts.done < total else "done"
+            missing = counts.failed or counts.stopped or counts.done < total or getattr(stage, "unmet", False)
+            state = "partial" if missing else "done"
         else:
             state = "running" if live else "partial"
         return {"state": state, "done": counts.done, "total": total, "failed": counts.failed + counts.stopped}

@@ -220,12 +220,19 @@ def _crystal(run: Path, other: Campaign) -> dict[str, Json]:
     """Return the crystal and the potential of another run, by which its lattice constant is found; empty without.
 
     The potential is the one that its frames have their size from: it moved them, or they were scaled to its lattice.
+    Frames that were scaled by a given factor have the size that this gave them, whatever lattice they have now.
     """
     from campaign.config import load_campaign
 
+    if other.transfer is not None and other.transfer.scale != "lattice":
+        before = _note(run)
+        if before is None or not before.crystal or not Path(before.crystal["potential"]).is_file():
+            return {}
+        factors = np.broadcast_to(np.asarray(other.transfer.scale, dtype=float), (3,))
+        return before.crystal | {"grown": before.grown * float(factors.prod())}
     structure: dict[str, Json] = other.system.structure.model_dump(mode="json")
-    moved = other.transfer.potential if other.transfer else None
-    potential = moved or other.system.potential or other.reference
+    moved = other.transfer.potential if other.transfer else other.system.potential
+    potential = moved or other.reference
     if potential is None or "prototype" not in structure:
         return {}
     digest = digests(read_files(load_campaign(run / "campaign.yaml")))[potential.lammps]
@@ -250,7 +257,7 @@ def _check_species(origin: Origin, spec: Transfer) -> None:
 def _check_lattice(origin: Origin, spec: Transfer) -> None:
     if spec.scale == "lattice" and not origin.crystal:
         what = "the lattice ratio needs the source's crystal and potential, and "
-        what += f"{origin.run} has no prototype or no potential" if origin.is_run else "a file has none"
+        what += f"of {origin.run} they are not known" if origin.is_run else "a file has none"
         raise _Wrong("scale", what, "'lattice'", "write a factor, such as 'scale: 1.15'")
 
 
@@ -278,15 +285,14 @@ def estimate(origin: Origin, loaded: Loaded[Campaign]) -> list[float]:
     For ``lattice`` those of the lattice constants that are written in both campaign files.
     """
     from campaign.engines.structures import build_structure
-    from campaign.science.transfer import Crystal, ratio
+    from campaign.science.transfer import ratio
 
     spec = loaded.spec.transfer
     assert spec is not None
     if spec.scale != "lattice":
         return [float(f) for f in np.broadcast_to(np.asarray(spec.scale, dtype=float), (3,))]
-    crystals = []
+    volumes = []
     for structure in (origin.crystal["structure"], loaded.spec.system.structure.model_dump(mode="json")):
         atoms = build_structure(structure, loaded.folder)
-        lengths = (atoms.cell.lengths() / structure["supercell"]).tolist()
-        crystals.append(Crystal(structure["prototype"], lengths, atoms.get_volume() / len(atoms)))
-    return [float(f) for f in ratio(*crystals)]
+        volumes.append(atoms.get_volume() / len(atoms))
+    return [float(f) for f in ratio(volumes[0] * origin.grown, volumes[1])]

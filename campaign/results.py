@@ -109,6 +109,7 @@ def write_report(flow: Flow, run: Path, store: Store, status: dict[str, Json]) -
         "transfer": _transferred(flow),
         "training": _training(flow, store),
         "learning": _learning(flow),
+        "sizes": {name: len(flow.board.labelled(name)) for name, s in flow.board.sets.items() if s.train},
         "tasks": read_ledger(run / "ledger.jsonl"),
         "about": _about(run),
     }
@@ -201,9 +202,9 @@ def _training(flow: Flow, store: Store) -> list[dict[str, Json]]:
 
 
 def _learning(flow: Flow) -> dict[str, Json]:
-    """Return the rounds of active learning; nothing where there was none."""
+    """Return the rounds of active learning, and how it ended; nothing where there was none."""
     stage = next((s for s in flow.stages if isinstance(s, Learn)), None)
-    return stage.summary(flow.board) if stage is not None and stage.rounds else {}
+    return stage.summary(flow.board) if stage is not None and (stage.rounds or stage.done) else {}
 
 
 def _sampling(flow: Flow, store: Store) -> list[dict[str, Json]]:

@@ -70,7 +70,9 @@ class ActiveLearning(Model):
     min_distance: NonNegative = Field(
         0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
     )
-    max_force: Positive | None = Field(30.0, description="frames with a larger force on an atom are refused, eV/Å")
+    max_force: Positive | None = Field(
+        30.0, description="frames with a larger force on an atom, by the model or by the label, are refused, eV/Å"
+    )
     energy: Interval | None = Field(
         None, description="frames with an energy outside are refused, eV/atom", examples=[[-4.0, -3.0]]
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from campaign.report import figures, physics
 from campaign.report.figures import CYCLE, GREY, PINK, QUANTITIES, SKY, Figure
+from campaign.report.learning import cards, with_learning
 from campaign.report.sampling import sampling
 from campaign.report.text import cell, count, duration, number, significant
 from campaign.report.transfer import transfer
@@ -54,8 +55,9 @@ def render(data: Data) -> str:
     ----------
     data
         Any of ``status``, ``validation``, ``tests`` (``Validate.standing``), ``sampling``, ``selection``, ``transfer``,
-        ``training``, ``learning``, ``tasks`` (ledger records) and ``about``, as plain JSON-able values in eV, Å, ps, K.
-        What is missing or empty is said in a sentence; nothing is required.
+        ``training``, ``learning``, ``sizes`` (labelled frames of each training set), ``tasks`` (ledger records) and
+        ``about``, as plain JSON-able values in eV, Å, ps, K. What is missing or empty is said in a sentence; nothing
+        is required.
     """
     from jinja2 import ChainableUndefined, Environment
     from plotly.offline import get_plotlyjs
@@ -98,6 +100,7 @@ def _context(data: Data) -> dict[str, Any]:
     about: Data = data.get("about") or {}
     records: Sequence[Data] = data.get("tasks") or []
     reports: Sequence[Data] = data.get("validation") or []
+    learning: Data = data.get("learning") or {}
     by_method = {str(r.get("method")): r for r in reports}  # the last of a kind is the one drawn
     checks = [_check(r, selection) for r in reports]
     drawn: dict[str, Figure] = {}
@@ -114,16 +117,18 @@ def _context(data: Data) -> dict[str, Any]:
         "sentence": STATES.get(str(status.get("state", "pending")), ""),
         "status": status,
         "about": about,
-        "verdict": verdict(reports, [c["title"] for c in checks], status, data.get("tests") or {}),
-        "checks": checks,
+        "verdict": with_learning(
+            verdict(reports, [c["title"] for c in checks], status, data.get("tests") or {}), learning
+        ),
+        "checks": [*cards(learning), *checks],
         "headline": _headline(status, selection),
-        "errors": _errors(by_method.get("errors"), selection, draw),
+        "errors": _errors(by_method.get("errors"), selection, data.get("sizes") or {}, draw),
         "sampling": sampling(data.get("sampling") or [], draw),
         "selection": None if data.get("transfer") else _selection(selection, draw),
         "transfer": transfer(data.get("transfer") or {}),
         "refused": _refused(selection),
         "training": _training(data.get("training") or [], draw),
-        "learning": data.get("learning") or {},
+        "learning": learning,
         "stability": _stability([r for r in reports if r.get("method") == "stability"], draw),
         "rdf": _rdf(by_method.get("rdf"), draw),
         "rdf_reference": reference(by_method.get("rdf") or {}),
@@ -197,21 +202,23 @@ def _headline(status: Data, selection: Data) -> list[dict[str, str]]:
     ]
 
 
-def _order(sets: Mapping[str, Any], selection: Data) -> list[str]:
-    """Order training sets: the campaign's result first, a random pick second, then the others.
+def _order(report: Data, selection: Data) -> list[str]:
+    """Order the training sets of a test of errors: the one that is judged first, a random pick second, then the others.
 
-    The result is what its selector chose, or what was learned from that: the last of ``learn-1``, ``learn-2``...
+    An older result does not say which is: it is the last of ``learn-1``, ``learn-2``..., or what the selector chose.
     """
+    sets: Mapping[str, Any] = report.get("sets") or {}
     learned = [n for n in sets if n.startswith("learn-") and n[6:].isdigit()]
-    first = max(learned, key=lambda n: int(n[6:]), default=str(selection.get("method", "")))
+    usual = max(learned, key=lambda n: int(n[6:]), default=str(selection.get("method", "")))
+    first = str(report.get("set") or usual)
     return sorted(sets, key=lambda n: (n == RANDOM, False) if n in (first, RANDOM) else (True, True))
 
 
-def _errors(report: Data | None, selection: Data, draw: Any) -> dict[str, Any] | None:
+def _errors(report: Data | None, selection: Data, sizes: Data, draw: Any) -> dict[str, Any] | None:
     if not report or not report.get("sets"):
         return None
     sets: Mapping[str, Data] = report["sets"]
-    names = _order(sets, selection)
+    names = _order(report, selection)
     rows = []
     for quantity, (what, unit, factor) in QUANTITIES.items():
         for name in names:
@@ -230,7 +237,7 @@ def _errors(report: Data | None, selection: Data, draw: Any) -> dict[str, Any] |
     plots = [(q, figures.parity(q, compared, names)) for q in quantities]
     return {
         "bars": draw("errors", figures.errors(sets, names)),
-        "sentence": _against_random(sets, names),
+        "sentence": _against_random(sets, names, sizes),
         "rows": rows + sorted(species, key=lambda row: str(row["what"])),
         "parity": [draw(f"parity-{k}", f) for k, (_, f) in enumerate(plots) if f is not None],
         "held_out": report.get("held_out"),
@@ -243,8 +250,8 @@ def _cells(found: Data, factor: float) -> list[float | None]:
     return [None if v is None else v * factor for v in values]
 
 
-def _against_random(sets: Mapping[str, Data], names: Sequence[str]) -> str:
-    """Say how the selector's force errors compare to a random pick of the same size."""
+def _against_random(sets: Mapping[str, Data], names: Sequence[str], sizes: Data) -> str:
+    """Say how the force errors of the judged set compare to those of a random pick, and how large the two are."""
     if len(names) < 2 or names[1] != RANDOM:
         return ""
     parts = []
@@ -255,9 +262,15 @@ def _against_random(sets: Mapping[str, Data], names: Sequence[str]) -> str:
             parts.append(f"{what} {abs(change):.0f} % {'lower' if change < 0 else 'higher'}")
     if not parts:
         return ""
-    return (
-        f"Force errors of {names[0]} against a random pick of the same size, trained the same way: {', '.join(parts)}."
+    ours, theirs = (sizes.get(n) for n in names[:2])
+    sized = f"{names[0]} ({count(ours)} frames)" if ours else names[0]
+    other = (
+        "a random pick"
+        if not theirs
+        else f"a random pick of {'the same size' if ours == theirs else f'{count(theirs)} frames'}"
     )
+    grown = names[0].startswith("learn-")  # its models went on from earlier ones
+    return f"Force errors of {sized} against {other}{'' if grown else ', trained the same way'}: {', '.join(parts)}."
 
 
 def _selection(selection: Data, draw: Any) -> dict[str, Any] | None:

@@ -64,8 +64,12 @@ def _scale(found: Data) -> str:
     if found.get("scale") != "lattice":
         return f"{text}, as the campaign file says."
     kinds = {c.get("prototype") for c in (found.get("crystals") or {}).values()}
-    how = "the ratio of their lattice constants" if len(kinds) == 1 else "the cube root of their volumes' ratio"
-    return f"{text}: {how}, of these crystals, each relaxed with its own potential."
+    same = len(kinds) == 1 and kinds != {"hcp"} and not found.get("grown")
+    how = "the ratio of their lattice constants" if same else "the cube root of their volumes' ratio"
+    text += f": {how}, of these crystals, each relaxed with its own potential"
+    if found.get("grown"):
+        text += f"; {found.get('run')} had made the volumes of the source's frames {significant(found['grown'])} times"
+    return f"{text}."
 
 
 def _strain(found: Data) -> str:

@@ -75,6 +75,26 @@ def refusals(frames: Frames, limits: Limits) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
+def beyond(limits: Limits, energy: float, force: float) -> str:
+    """Return why a label is refused; empty where it keeps to the limits on force and energy.
+
+    Parameters
+    ----------
+    limits
+        What it must keep to.
+    energy
+        Of the frame, eV/atom.
+    force
+        The largest on an atom, eV/Å.
+    """
+    if limits.max_force is not None and not force <= limits.max_force:
+        return f"its label has a force of {force:.3g} eV/Å, over {limits.max_force:g}"
+    if limits.energy is not None and not limits.energy[0] <= energy <= limits.energy[1]:
+        low, high = limits.energy
+        return f"its label has an energy of {energy:.4g} eV/atom, not within {low:g} and {high:g}"
+    return ""
+
+
 def _ratios(frames: Frames) -> Array:
     """Return ``closest_ratio``, NaN for a frame in which it cannot be found."""
     if not len(frames):

@@ -6,8 +6,7 @@ scaled by the ratio of the lattice constants (4.05 / 3.52) are cells of aluminiu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,35 +16,19 @@ from campaign.frames import Array, Frames, parse_frame_id
 UNIAXIAL = ("hcp",)
 
 
-@dataclass(frozen=True)
-class Crystal:
-    """A relaxed crystal.
+def ratio(source: float, target: float) -> Array:
+    """Return (3,) the factors along x, y and z that take frames of one crystal's density to another's: all the same.
 
-    Attributes
+    For cubic crystals of one prototype that is the ratio of the lattice constants; for others (a bcc metal from an fcc
+    one), whose lattice constants cannot be compared, the factor that gives an atom its room. Two hcp crystals differ in
+    c/a too, but a frame's z need not be their axis, and a liquid has none.
+
+    Parameters
     ----------
-    prototype
-        Its structure: ``fcc``, ``hcp`` ...
-    lengths
-        Of its unit cell's edges, Å.
-    volume
-        Å^3 an atom.
+    source, target
+        Volumes of the two relaxed crystals, Å^3 an atom.
     """
-
-    prototype: str
-    lengths: Sequence[float]
-    volume: float
-
-
-def ratio(source: Crystal, target: Crystal) -> Array:
-    """Return (3,) the factors along x, y and z that take a lattice into another.
-
-    Two hcp crystals have the ratios of their a and c. All others have one factor, the cube root of the ratio of their
-    volumes an atom: for crystals of one prototype that is the ratio of the lattice constants, and for different ones (a
-    bcc metal from an fcc one), whose lattice constants cannot be compared, the factor that gives an atom its room.
-    """
-    if source.prototype == target.prototype and target.prototype in UNIAXIAL:
-        return np.array([t / s for s, t in zip(source.lengths, target.lengths, strict=True)])
-    return np.full(3, np.cbrt(target.volume / source.volume))
+    return np.full(3, np.cbrt(target / source))
 
 
 def strains(seed: int, frame: str, size: float, copies: int) -> Array:
@@ -77,8 +60,8 @@ def transferred(frames: Frames, species: Mapping[int, int], factors: Array, stra
     -------
     Frames
         The c copies of the first frame, then those of the second, and so on. Positions and cells are multiplied by the
-        factors, then by 1 + strain. Energies, forces, stresses and what belongs to the source's bias are unknown;
-        walker, step, set points and order are those of the source frame.
+        factors, then by 1 + strain. Walker and step are those of the source frame. Energies, forces, stresses, what
+        belongs to the source's bias, and set points and order are unknown: they say nothing of the target.
 
     Raises
     ------
@@ -97,5 +80,5 @@ def transferred(frames: Frames, species: Mapping[int, int], factors: Array, stra
         table[frames.numbers][rows],
         (frames.positions * factors)[rows] @ deform,
         (frames.cell * factors)[rows] @ deform,
-        **{name: getattr(frames, name)[rows] for name in ("walker", "step", "temperature", "pressure", "order")},
+        **{name: getattr(frames, name)[rows] for name in ("walker", "step")},
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from campaign.tasks import Record, Task
+
+if TYPE_CHECKING:
+    from campaign.science.refusals import Limits
 
 #: The set that the models to be compared with are trained on, and the one that all models are tested on.
 RANDOM, HELD_OUT = "random", "held_out"
@@ -51,7 +54,9 @@ class Board:
     sets
         Picked frames by the name of the set.
     labels
-        Frame id to the label task that is done; None where the frame is quarantined.
+        Frame id to the label task that is done; None where the frame is quarantined, or its label out of ``bounds``.
+    bounds
+        Frame id to what its label must keep to: of frames of which only a model has said that they are fit.
     models
         Set name to its finished training tasks.
     trained
@@ -70,6 +75,7 @@ class Board:
     source: FrameSet | None = None
     sets: dict[str, FrameSet] = field(default_factory=dict)
     labels: dict[str, str | None] = field(default_factory=dict)
+    bounds: dict[str, Limits] = field(default_factory=dict)
     models: dict[str, list[str]] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
     learning: bool = False

@@ -19,7 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from campaign.frames import Frames, parse_frame_id
+from campaign.science.refusals import beyond
 from campaign.stages.board import Board
 from campaign.tasks import Context, Json, Outcome, Record, Task
 
@@ -102,10 +105,17 @@ class Label:
             yield task
 
     def commit(self, record: Record, board: Board) -> None:
-        """Note the frame's label, or that it has none."""
-        board.labels[self._frame_of[record["task"]]] = record["task"] if record["state"] == "done" else None
+        """Note the frame's label, or that it has none; one out of the frame's bounds is refused."""
+        frame = self._frame_of[record["task"]]
+        board.labels[frame] = record["task"] if record["state"] == "done" else None
         if record["state"] == "done":
             program, result = self._params["engine"], record["result"]
+            if frame in board.bounds and "force" in result:
+                reason = beyond(board.bounds[frame], result["energy"] / result["atoms"], result["force"])
+                if reason:
+                    board.labels[frame] = None
+                    last = [s for s in board.sets.values() if frame in s.chosen][-1]
+                    last.refused.append({"frame": frame, "reason": reason})
             self._versions |= {str(v) for name, v in record["versions"].items() if name == program}
             self._rescued.update([str(result.get("rung_name"))] if result.get("other_physics") else [])
             self._notes.update([said] if (said := result.get("cache", "")) not in ("", "found", "kept") else [])
@@ -188,7 +198,8 @@ def tidy(task: Task, context: Context) -> None:
 def work(task: Task, context: Context) -> Outcome:
     """Label one frame of the pool and check the result; one that the cache has is published without running anything.
 
-    The record's summary holds the energy (eV), the frame's id, the rung, and what the engine says of its calculation.
+    The record's summary holds the energy (eV), the largest force (eV/Å), the number of atoms, the frame's id, the rung,
+    and what the engine says of its calculation.
     """
     from campaign.engines import labellers
     from campaign.store.label_cache import LabelCache
@@ -217,7 +228,9 @@ def work(task: Task, context: Context) -> Outcome:
 
 
 def _summary(labelled: Frames, task: Task) -> dict[str, Json]:
-    return {"energy": float(labelled.energy[0]), "frame": task.extra["id"]}
+    force = float(np.linalg.norm(labelled.forces[0], axis=1).max())
+    energy = float(labelled.energy[0])
+    return {"energy": energy, "force": force, "atoms": labelled.n_atoms, "frame": task.extra["id"]}
 
 
 def _look(cache: LabelCache, frame: Frames, task: Task, context: Context) -> Outcome | None:

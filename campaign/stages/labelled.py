@@ -43,7 +43,8 @@ def summary(board: Board, store: Store, failures: Sequence[Record]) -> dict[str,
     Returns
     -------
     dict
-        ``labelled``, ``quarantined``, ``from_cache`` (counts); ``engine``; ``rungs`` (rung -> frames it labelled);
+        ``labelled``, ``quarantined``, ``out_of_bounds`` (of what was learned, labels that were refused), ``from_cache``
+        (counts); ``engine``; ``rungs`` (rung -> frames it labelled);
         ``rung_names`` (the same by name); ``methods`` (hash of what was computed -> labels) and ``other_physics``
         (frames whose label is of another method than meant, by a later rung); ``versions`` (program -> version ->
         labels); ``seconds`` of the attempts that succeeded; ``warnings`` (labels with any); of the training set
@@ -54,6 +55,8 @@ def summary(board: Board, store: Store, failures: Sequence[Record]) -> dict[str,
     records = [store.locate("label", task).record for task in tasks]
     results = [record["result"] for record in records]
     blocks = collect(board, store)
+    none = {frame for frame, task in board.labels.items() if task is None}
+    refused = none & {r["frame"] for s in board.sets.values() for r in s.refused}
     rungs = Counter(str(r["rung"]) for r in results if "rung" in r)
     names = Counter(str(r["rung_name"]) for r in results if r.get("rung_name"))
     methods = Counter(str(r["method"]) for r in results if r.get("method"))
@@ -63,7 +66,8 @@ def summary(board: Board, store: Store, failures: Sequence[Record]) -> dict[str,
             versions.setdefault(name, Counter())[str(text)] += 1
     found: dict[str, Json] = {
         "labelled": len(tasks),
-        "quarantined": sum(1 for task in board.labels.values() if task is None),
+        "quarantined": len(none - refused),
+        "out_of_bounds": len(refused),
         "from_cache": sum(1 for r in results if r.get("cache") == "found"),
         "engine": records[0]["name"].partition("/")[0] if records else None,
         "rungs": dict(sorted(rungs.items())),

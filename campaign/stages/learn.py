@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from campaign.frames import frame_id
+from campaign.science.refusals import Limits
 from campaign.stages.board import Board, FrameSet
 from campaign.stages.segments import VERSION, segments_of, set_points
 from campaign.stages.selecting import LIMITS, species_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from campaign.stages.sample_file import Source
 
 #: Of a round, what is told as it is.
-FIGURES = ("round", "set", "failed", "walkers", "added", "refusals", "survived", "novelty")
+FIGURES = ("round", "set", "failed", "walkers", "added", "survived", "novelty")
 
 #: Told apart from the seeds of the sampling entries.
 ROUNDS = 0x6C6561726E
@@ -38,13 +39,14 @@ ROUNDS = 0x6C6561726E
 
 @dataclass
 class Walker:
-    """A walker of a round: where it starts, its segments so far, and how it ended."""
+    """A walker of a round: where it starts, its segments so far, and how it ended; ``step`` is that of its failure."""
 
     start: str
     segments: list[str] = field(default_factory=list)
     frames: int = 0
     ended: bool = False
     cause: str = ""
+    step: int | None = None
 
 
 class Learn:
@@ -72,9 +74,11 @@ class Learn:
         self._set: FrameSet | None = None  # what the models of this round were trained on
         self._models: list[str] = []
         self._walkers: list[Walker] = []
+        self._origins: list[str] = []  # where the walkers of the first round start
         self._waiting: dict[str, int] = {}  # task in flight -> its walker, -1 for the choice
         self._count = 0
         self.done = False
+        self.held = False  # whether it ended with a round that every walker survived
         self.note = ""
         self.rounds: list[dict[str, Json]] = []  # figures of each, as its last task found them
 
@@ -82,6 +86,11 @@ class Learn:
     def refused(self) -> int:
         """Frames that were not fit to be labelled, in all rounds in which some were looked for."""
         return sum(len(r["refusals"]) for r in self.rounds)
+
+    @property
+    def unmet(self) -> bool:
+        """Whether it ended without what it is for: models that every walker survives with."""
+        return self.done and not self.held
 
     @property
     def notes(self) -> list[str]:
@@ -114,6 +123,7 @@ class Learn:
         """Return the walkers of a round: where those of the round before ended, the first from the training set."""
         starts = self.rounds[-1]["ends"] if self.rounds else []
         first = [trained_on.chosen[k % len(trained_on.chosen)] for k in range(int(self._md["walkers"]))]
+        self._origins = self._origins or first
         return [Walker(starts[k] if k < len(starts) and starts[k] else frame) for k, frame in enumerate(first)]
 
     def _segment(self, number: int) -> Task:
@@ -138,6 +148,8 @@ class Learn:
             "first": first,
             "temperature": set_points(md["temperature"], first, first + self._segments[k], total),
         }
+        if walker.start != self._origins[number]:  # what its volume may be does not grow from round to round
+            params["volume_of"] = self._origins[number]
         inputs = tuple(walker.segments[-1:])
         task = Task("sample", f"learn {number_of}/walker {number}/segment {k}", params, inputs, VERSION, priority=2)
         self._waiting[task.id] = number
@@ -153,7 +165,7 @@ class Learn:
             "limits": self._limits,
             "models": list(self._models),
             "walkers": [[w.start, w.segments, w.frames, w.cause] for w in self._walkers],
-            "time": self._md["timestep"] * self._md["every"],
+            "time": self._md["timestep"] * self._md["every"],  # not read any more: a part of the task's id
             "last": number == self._spec["rounds"],
             "seed": self._seed,
             **self._measure,
@@ -180,6 +192,7 @@ class Learn:
         walker.segments.append(record["task"])
         walker.frames += int(result["frames"])
         walker.cause = next(iter(result.get("ended", {}).values()), "")
+        walker.step = next(iter(result.get("last", {}).values()), None)
         walker.ended = bool(walker.cause) or len(walker.segments) == len(self._segments)
 
     def _take(self, record: Record, board: Board) -> None:
@@ -192,6 +205,7 @@ class Learn:
         self.rounds.append(
             {
                 **result["figures"],
+                "survived": [self._survived(walker) for walker in self._walkers],
                 "ends": result["ends"],
                 "set": before.name,
                 "sources": result["source"],
@@ -202,43 +216,60 @@ class Learn:
         self._walkers = []
         n, failed = len(self.rounds), result["figures"]["failed"]
         if not failed:
-            after = "from the start" if n == 1 else f"after {len(before.chosen) - self._grown_from(board)} frames more"
-            self._end(board, f"learn: every walker survived round {n}, {after}", before)
+            first = next(s.name for s in board.sets.values() if s.train)
+            more = len(board.labelled(before.name)) - len(board.labelled(first))
+            after = "from the start" if n == 1 else f"after {more} frames more"
+            self.held = True
+            self._end(board, f"learn: every walker survived round {n}, {after}")
         elif not result["chosen"]:
             why = "the rounds are spent" if n == self._spec["rounds"] else "no frame is fit to be added"
             who = f"{failed} of {result['figures']['walkers']} walkers"
-            self._end(board, f"learn: {who} failed in round {n}, and {why}", before)
+            self._end(board, f"learn: {who} failed in round {n}, and {why}")
         else:
             fresh = [frame_id(int(record["task"], 16), k) for k in range(result["frames"])]
             self._set = FrameSet(f"learn-{n}", len(before.chosen) + len(fresh), train=True)
             self._set.chosen, self._set.closed = [*before.chosen, *fresh], True
             self._set.counted, self._set.grown = list(before.counted), before.name
             board.sets[self._set.name] = self._set
+            board.bounds |= dict.fromkeys(fresh, Limits(**self._limits))
 
-    def _grown_from(self, board: Board) -> int:
-        return len(next(s for s in board.sets.values() if s.train).chosen)
+    def _survived(self, walker: Walker) -> float:
+        """Return how long a walker held, ps: where it was watched, to the step of its failure."""
+        step = walker.step if walker.cause and walker.step is not None else walker.frames * self._md["every"]
+        return float(round(step * self._md["timestep"], 6))
 
-    def _end(self, board: Board, note: str, last: FrameSet | None = None) -> None:
+    def _end(self, board: Board, note: str) -> None:
+        """End with the last models that there are: what was learned counts whatever became of the last choice."""
         self.done, self.note = True, note
         board.learning = False
-        board.learned = last.name if last is not None else ""
+        sets = [*(str(r["set"]) for r in self.rounds), *([self._set.name] if self._set is not None else [])]
+        board.learned = next((name for name in reversed(sets) if board.models.get(name)), "")
 
     def summary(self, board: Board) -> dict[str, Json]:
         """Return what people want to know of the rounds: what ``RUN/learning.json`` holds."""
         rows = []
-        for r in self.rounds:
+        for n, r in enumerate(self.rounds, 1):
+            labels = board.sets[f"learn-{n}"].refused if f"learn-{n}" in board.sets else []
+            refusals = [*r["refusals"], *sorted(labels, key=str)]
             failures = [t for t, cause in zip(r["survived"], r["causes"], strict=True) if cause]
             rows.append(
                 {
                     **{key: r[key] for key in FIGURES},
-                    "frames": len(board.sets[r["set"]].chosen),
+                    "frames": len(board.labelled(r["set"])),
                     "first_failure": min(failures, default=None),
                     "causes": "; ".join(dict.fromkeys(cause for cause in r["causes"] if cause)),
                     "sources": r["sources"],
-                    "refused": len(r["refusals"]),
+                    "refusals": refusals,
+                    "refused": len(refusals),
                 }
             )
-        return {"note": self.note or "learn: it goes on", "rounds": rows}
+        judged = board.training()
+        return {
+            "note": self.note or "learn: it goes on",
+            "held": self.held if self.done else None,
+            "judged": judged.name if self.done and judged is not None else None,
+            "rounds": rows,
+        }
 
     def total(self, board: Board) -> int:
         """Return the number of tasks: those planned, and those of the present round still to come."""

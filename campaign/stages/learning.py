@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,34 +49,35 @@ def choose(task: Task, context: Context, store: Store) -> Outcome:
 
     The candidates are the kept frames of all walkers and, where a walker failed, the steps before; whatever is not fit
     to be labelled is refused with its reason. The result has copies of the chosen frames, whose ids are this task's.
+    All of them have the same number of atoms: where walkers differ in that, those of the most novel one are taken.
 
     Its summary holds ``frames``, ``why`` and ``source`` (task, step and walker) of each; ``refused``; ``ends``, the
     frame from which each walker goes on (empty: it begins anew); and ``figures`` of the round: walkers ``failed``,
-    ``survived`` (ps) and ``causes`` of each walker, ``novelty`` (largest and median) of all candidates.
+    ``causes`` of each walker, ``novelty`` (largest and median) of all candidates.
     """
     p = task.params
     kept = [_kept(store, segments) for _, segments, _, _ in p["walkers"]]
     ends = enumerate(p["walkers"])
     last_steps = [_before(store, start, segments[-1], k) for k, (start, segments, _, _) in ends if segments]
     limits = Limits(**p["limits"])
-    candidates = _Candidates([f for f in [*kept, *last_steps] if len(f)], limits)
+    sizes = _by_size([f for f in [*kept, *last_steps] if len(f)], limits)
     failed = [cause for _, _, _, cause in p["walkers"] if cause]
-    nothing: Judged = (np.zeros(0), [], None)
-    novelty, pick, learned = _judged(task, context.run, store, candidates) if candidates.blocks else nothing
+    judged = [(c, *_judged(task, context.run, store, c)) for c in sizes if c.blocks]
+    candidates, _, pick, learned = max(judged, key=_most, default=(_Candidates([], limits), np.zeros(0), [], None))
     chosen = pick if failed and not p["last"] else []
+    novelty = np.concatenate([np.zeros(0), *(found for _, found, _, _ in judged)])
     finite = novelty[np.isfinite(novelty)]
     summary: dict[str, Json] = {
         "frames": len(chosen),
         "chosen": len(chosen),
         "why": [f"novelty {novelty[k]:.3g} {UNITS[p['novelty']]}" for k in chosen],
         "source": [candidates.source(k) for k in chosen],
-        "refused": candidates.refused if failed else [],
+        "refused": [r for c in sizes for r in c.refused] if failed else [],
         "ends": [_end(f, limits, bool(w[3])) for f, w in zip(kept, p["walkers"], strict=True)],
         "figures": {
             "round": p["round"],
             "failed": len(failed),
             "walkers": len(p["walkers"]),
-            "survived": [round(frames * p["time"], 6) for _, _, frames, _ in p["walkers"]],
             "causes": [cause for _, _, _, cause in p["walkers"]],
             "added": len(chosen),
             "novelty": [float(finite.max()), float(np.median(finite))] if len(finite) else None,
@@ -130,6 +130,20 @@ def _end(frames: Frames, limits: Limits, failed: bool) -> str:
     return frames.ids[good[-1]] if good else ""
 
 
+def _by_size(blocks: Sequence[Frames], limits: Limits) -> list[_Candidates]:
+    """Return the candidates of each number of atoms that walkers have; mostly there is one."""
+    found: dict[int, list[Frames]] = {}
+    for block in blocks:
+        found.setdefault(block.n_atoms, []).append(block)
+    return [_Candidates(same, limits) for same in found.values()]
+
+
+def _most(judged: tuple[_Candidates, Array, list[int], dict[str, Array] | None]) -> float:
+    """Return the largest novelty of some candidates: what is not finite is beyond all."""
+    novelty = judged[1][~np.isnan(judged[1])]
+    return float(novelty.max()) if len(novelty) else -np.inf
+
+
 class _Candidates:
     """The frames of a round that are fit to be labelled, all of the same number of atoms.
 
@@ -144,11 +158,8 @@ class _Candidates:
     def __init__(self, blocks: Sequence[Frames], limits: Limits) -> None:
         self.blocks: list[Frames] = []
         self.refused: list[dict[str, str]] = []
-        most = Counter(block.n_atoms for block in blocks).most_common(1)
         for block in blocks:
             reasons = refusals(block, limits)
-            if block.n_atoms != most[0][0]:
-                reasons = dict.fromkeys(range(len(block)), f"it has {block.n_atoms} atoms, most have {most[0][0]}")
             who = [f"walker {w}, step {s}" for w, s in zip(block.walker, block.step, strict=True)]
             self.refused += [{"frame": who[k], "reason": reasons[k]} for k in sorted(reasons)]
             rows = np.array([k for k in range(len(block)) if k not in reasons], dtype=np.int64)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.errors import EngineError, Unphysical
-from campaign.frames import Frames
+from campaign.frames import Array, Frames
 from campaign.stages import learning, sample_file, sample_md, sample_momt
 from campaign.stages.board import Board, Shard
 from campaign.stages.segments import VERSION, segments_of, set_points
@@ -249,7 +249,7 @@ def _lammps_segment(task: Task, context: Context, store: Store, before: dict[str
 
     p = task.params
     atoms = _start(task, context)
-    walkers = _walkers(task, context, atoms, before)
+    walkers = _walkers(task, context, sample_md.first_cell(task, store, atoms), atoms, before)
     bias, shared = sample_momt.bias(task, store, walkers, len(atoms)) if p["method"] == "momt" else (None, {})
     last = context.attempt + 1 >= p.get("tries", ATTEMPTS)
     job = Job(PotentialLines((), ""), walkers, p["ranks"], last, bias, shared)
@@ -273,6 +273,8 @@ def _lammps_segment(task: Task, context: Context, store: Store, before: dict[str
     summary |= {"walkers": len(found), "left": len(found) - len(stopped)}
     if bias is not None:
         summary["momt"] = sample_momt.convergence(bias, found)
+    if stopped and "start" in p:
+        summary["last"] = sample_md.last_steps(found)
     return Outcome(
         summary | ({"ended" if "start" in p else "stopped": stopped} if stopped else {}),
         {**dict(frames.arrays()), **sample_md.before(found)},
@@ -299,14 +301,16 @@ def _start(task: Task, context: Context) -> Atoms:
     return atoms
 
 
-def _walkers(task: Task, context: Context, atoms: Atoms, before: dict[str, Any] | None) -> tuple[Walker, ...]:
+def _walkers(
+    task: Task, context: Context, first_cell: Array, atoms: Atoms, before: dict[str, Any] | None
+) -> tuple[Walker, ...]:
     """Return the walkers of a task: at their beginning, or those that its checkpoint has not seen stop."""
     from campaign.engines.dynamics import Segment, Start
     from campaign.engines.guards import heights
     from campaign.engines.walkers import Walker, unpack_checkpoints
 
     p = task.params
-    x, y, z = heights(np.array(atoms.cell)).tolist()
+    x, y, z = heights(first_cell).tolist()
     segment = Segment(
         frames=p["frames"],
         every=p["every"],

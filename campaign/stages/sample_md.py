@@ -33,7 +33,7 @@ def driver(task: Task, context: Context, store: Store, atoms: Atoms) -> dict[str
     limits = {
         "closest": guards["closest"],
         "force": guards["force"],
-        "volume": guards["volume"] * float(atoms.get_volume()),
+        "volume": guards["volume"] * float(abs(np.linalg.det(first_cell(task, store, atoms)))),
         "temperature": guards["temperature"] * max(p["temperature"]),
         "energy": guards["energy"] if p["ensemble"] == "nve" else None,
     }
@@ -43,6 +43,12 @@ def driver(task: Task, context: Context, store: Store, atoms: Atoms) -> dict[str
         "limits": limits,
         "arrays": {"numbers": np.asarray(atoms.numbers)},
     }
+
+
+def first_cell(task: Task, store: Store, atoms: Atoms) -> Array:
+    """Return the cell that a walker's is compared with: its start's; in learning, that of its first round."""
+    frame = task.params.get("volume_of")
+    return np.array(atoms.cell) if frame is None else np.asarray(store.collect("sample", [frame])[0].cell[0])
 
 
 def _trained(task: Task, context: Context, store: Store) -> Path:
@@ -65,3 +71,9 @@ def before(found: Mapping[int, Stretch]) -> dict[str, Array]:
         if stretch.cause
         for name, value in stretch.extra.items()
     }
+
+
+def last_steps(found: Mapping[int, Stretch]) -> dict[str, int]:
+    """Return the last step that was watched of each walker that failed: that of the failure, if it has numbers."""
+    ends = {str(number): stretch.extra["step"] for number, stretch in found.items() if stretch.cause and stretch.extra}
+    return {number: int(steps[-1]) for number, steps in ends.items()}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from campaign.config.transfers import FAR
-from campaign.science.transfer import Crystal, ratio
+from campaign.science.transfer import ratio
 from campaign.stages import transferring
 from campaign.stages.board import HELD_OUT, Board, FrameSet
 from campaign.stages.selecting import compared_sets
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from campaign.config import Campaign
     from campaign.stages.transfer_origin import Origin
 
-VERSION = 1
+VERSION = 2
 
 #: The two crystals whose ratio is the factor.
 SOURCE, TARGET = "source", "target"
@@ -93,6 +93,8 @@ class Transfer:
             params = {"what": "frames", **self._params, "frames": part.frames}
             if params["strain"] is not None:
                 params["seed"] = self._seed
+            if params["scale"] == "lattice" and self.origin.grown != 1.0:
+                params["grown"] = self.origin.grown
             if part.where:
                 params |= {"content": self.origin.digest, "rows": part.where[:2]}
             extra = {"path": self.origin.store, "stamp": self.origin.stamp, "where": part.where}
@@ -156,11 +158,10 @@ class Transfer:
         """The factors along x, y and z; None while they are not known."""
         if self.spec.scale != "lattice":
             return [float(f) for f in np.broadcast_to(np.asarray(self.spec.scale, dtype=float), (3,))]
-        found = [self._results.get(task.id) for task in self._crystals.values()]
-        if None in found:
+        source, target = (self._results.get(task.id) for task in self._crystals.values())
+        if source is None or target is None:
             return None
-        source, target = (Crystal(f["prototype"], f["lengths"], f["volume"]) for f in found if f)
-        return [float(f) for f in ratio(source, target)]
+        return [float(f) for f in ratio(source["volume"] * self.origin.grown, target["volume"])]
 
     @property
     def crystals(self) -> dict[str, dict[str, Json]]:

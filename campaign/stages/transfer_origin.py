@@ -64,7 +64,8 @@ class Origin:
         Its frames, in order.
     crystal
         Where the source is a run: its structure (``structure``), path and hash of its potential (``potential``,
-        ``digest``).
+        ``digest``); of frames that were themselves scaled by a given factor the crystal that they came from, with the
+        factor that their volumes have grown by since (``grown``).
     """
 
     written: str
@@ -97,6 +98,11 @@ class Origin:
     def is_run(self) -> bool:
         """Tell whether they are of another run, and not of a file."""
         return not self.digest
+
+    @property
+    def grown(self) -> float:
+        """By how much the volume of its frames is larger than the crystal's alone would have it."""
+        return float(self.crystal.get("grown", 1.0))
 
     @property
     def store(self) -> str:

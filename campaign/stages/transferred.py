@@ -20,7 +20,8 @@ def summary(stage: Transfer) -> dict[str, Json]:
     dict
         ``run``, ``store`` and ``set`` of the source (``about`` where a file does not say it itself); ``frames`` of it;
         ``transferred`` and ``refused`` (counts); ``species`` (old -> new); ``factors`` on lengths along x, y and z,
-        None while they are not known; ``scale`` as it was asked for; ``crystals`` (``source``, ``target``: lengths in
+        None while they are not known; ``scale`` as it was asked for; ``grown``, by how much the source had scaled the
+        volumes of frames of its own source, None where it had not; ``crystals`` (``source``, ``target``: lengths in
         Å, volume in Å^3 an atom, energy in eV an atom); ``strain``; ``atoms`` (atoms of a frame -> source frames).
     """
     origin, spec = stage.origin, stage.spec
@@ -39,6 +40,7 @@ def summary(stage: Transfer) -> dict[str, Json]:
         "factors": stage.factors,
         "scale": "lattice" if spec.scale == "lattice" else "given",
         "crystals": stage.crystals,
+        "grown": origin.grown if spec.scale == "lattice" and origin.grown != 1.0 else None,
         "strain": spec.strain.model_dump() if spec.strain else None,
         "atoms": atoms,
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from campaign.science.refusals import Limits, refusals
-from campaign.science.transfer import UNIAXIAL, Crystal, ratio, strains, transferred
+from campaign.science.transfer import UNIAXIAL, ratio, strains, transferred
 from campaign.stages import transfer_origin
 from campaign.stages.selecting import draw
 from campaign.tasks import Context, Json, Outcome, Task
@@ -87,8 +87,7 @@ def _factors(task: Task, store: Store) -> Array:
     if task.params["scale"] != "lattice":
         return np.broadcast_to(np.asarray(task.params["scale"], dtype=float), (3,))
     found = [store.locate("transfer", crystal).record["result"] for crystal in task.inputs]
-    source, target = (Crystal(f["prototype"], f["lengths"], f["volume"]) for f in found)
-    return ratio(source, target)
+    return ratio(found[0]["volume"] * task.params.get("grown", 1.0), found[-1]["volume"])
 
 
 def _strains(p: dict[str, Json]) -> Array:

@@ -55,6 +55,7 @@ def work_errors(task: Task, context: Context, store: Store) -> Outcome:
     return publish(
         {
             "method": "errors",
+            "set": main,
             **judge(sets[main], spread, task.params["threshold"]),
             "headline": {n: {f"force_{k}": s["forces"][k] for k in ("rmse", "l4")} for n, s in sets.items()},
             "threshold": task.params["threshold"],

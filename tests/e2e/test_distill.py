@@ -128,7 +128,7 @@ def test_the_uncertain_frames_are_those_added(finished: Path) -> None:
 def test_the_report_names_the_distilled_set_before_the_random_one(finished: Path) -> None:
     text = (finished / "report.html").read_text()
     assert "selected by uq" in text
-    assert "Force errors of uq against a random pick of the same size" in text
+    assert "frames) against a random pick of the same size, trained the same way" in text
 
 
 def test_the_same_call_again_runs_nothing(finished: Path, tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def test_every_frame_is_the_source_frame_scaled_by_the_relaxed_lattices_and_labe
         np.testing.assert_allclose(new.volume, old.volume * factor**3, rtol=1e-13)
         assert (new.numbers == 13).all()
         assert (new.step, new.walker) == (old.step, old.walker)
+        assert np.isnan([new.temperature, new.pressure, new.order]).all()  # they say nothing of the target
         sizes.add(new.n_atoms)
     assert sizes == {32, 48}
     # the labels are those of the target's potential on these frames
@@ -343,6 +344,29 @@ def test_what_was_transferred_can_be_transferred_on(folder: Path) -> None:
     assert [s["frame"] for s in told["sources"].values()] == chosen(folder / "runs/ni-to-al")
     # bcc from fcc: the volume of an atom
     assert told["transfer"]["factors"][0] == pytest.approx((3.3024**3 / 2 / (4.0453**3 / 4)) ** (1 / 3), abs=2e-4)
+
+
+def test_frames_scaled_by_a_given_factor_are_taken_on_from_that_size_and_not_from_their_lattice(folder: Path) -> None:
+    change(folder, ("  segment: 4", "  scale: 1.3"))
+    go(folder / "al.yaml", until="transfer")
+    text = TARGET.replace("ni-to-al", "al-to-nb").replace("from: ni", "from: ni-to-al")
+    text = text.replace("fcc, elements: [Al], a: 4.05", "bcc, elements: [Nb], a: 3.3").replace("al_mm", "nb")
+    (folder / "nb.yaml").write_text(text.replace("{Ni: Al}", "{Al: Nb}"))
+    assert plan_text(make_plan(folder / "nb.yaml", "local")).count("lengths x about 0.9") == 1
+    go(folder / "nb.yaml", until="transfer")
+    told = status_of(folder / "runs/al-to-nb")
+    assert told["stages"]["transfer"]["state"] == "done"
+    stage = next(s for s in survey(folder / "runs/al-to-nb")[0].stages if s.name == "transfer")
+    assert stage.factors[0] == pytest.approx((3.3024**3 / 2 / (3.5162**3 / 4)) ** (1 / 3) / 1.3, abs=2e-4)  # type: ignore[attr-defined]
+    own, first = Store(folder / "runs/al-to-nb/run.zarr"), Store(folder / "runs/ni/run.zarr")
+    volumes = [
+        sum(float(b.volume.sum()) / b.n_atoms for b in store.collect("sample", frames))
+        for store, frames in (
+            (own, chosen(folder / "runs/al-to-nb")),
+            (first, chosen(folder / "runs/ni", "uniform_time")),
+        )
+    ]
+    assert volumes[0] / volumes[1] == pytest.approx(3.3024**3 / 2 / (3.5162**3 / 4), rel=1e-3)
 
 
 WRONG = {

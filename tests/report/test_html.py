@@ -73,6 +73,34 @@ def test_one_bad_validation_fails_the_verdict(data: Data) -> None:
     assert "The first bad frame is 105, at 2.1 ps: shortest distance." in text
 
 
+def test_learning_that_no_model_survived_is_no_pass(data: Data) -> None:
+    rounds = [{"round": 1, "set": "rnd_stream", "frames": 6, "failed": 2, "walkers": 2, "added": 0, "refused": 0}]
+    data["learning"] = {"note": "learn: every walker survived round 1", "held": True, "judged": "x", "rounds": rounds}
+    text = shown(data)
+    assert "✓ Passed" in text
+    assert "✓ passed Learning every walker survived round 1" in text
+    data["learning"] |= {"note": "learn: 2 of 2 walkers failed in round 1, and the rounds are spent", "held": False}
+    text = shown(data)
+    assert "✗ Not passed" in text
+    assert "✗ failed Learning 2 of 2 walkers failed in round 1" in text
+    data["learning"]["held"] = None  # it goes on
+    assert "ed Learning" not in shown(data)
+
+
+def test_sets_are_compared_with_their_sizes_and_the_judged_one_comes_first(data: Data) -> None:
+    report = data["validation"][0]
+    text = shown(data)
+    assert "same size" not in text  # the sizes are not known
+    assert "Force errors of rnd_stream against a random pick, trained the same way: " in text
+    data["sizes"] = {"rnd_stream": 22, "random": 22, "learn-1": 30}
+    assert "Force errors of rnd_stream (22 frames) against a random pick of the same size, trained" in shown(data)
+    report["sets"]["learn-1"] = report["sets"]["rnd_stream"]
+    report["set"] = "learn-1"
+    assert "Force errors of learn-1 (30 frames) against a random pick of 22 frames: " in shown(data)
+    report["set"] = "rnd_stream"  # what was learned could not be trained
+    assert "Force errors of rnd_stream (22 frames) against" in shown(data)
+
+
 def test_a_validation_that_could_not_be_done_is_not_a_pass(data: Data) -> None:
     data["status"]["stages"]["validate"].update(state="partial", failed=1)
     assert "✗ Not passed" in shown(data)

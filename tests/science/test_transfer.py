@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from campaign.frames import Frames
-from campaign.science.transfer import Crystal, ratio, strains, transferred
+from campaign.science.transfer import ratio, strains, transferred
 
 IDS = ["00000000000000ff:3", "00000000000000ff:4", "ffffffffffffffff:0"]
 NONE = np.zeros((3, 1, 3, 3))
@@ -59,9 +59,20 @@ def test_three_factors_act_along_x_y_and_z(frames: Frames) -> None:
 def test_species_are_mapped_and_what_belongs_to_the_source_is_dropped(frames: Frames) -> None:
     found = transferred(frames, {28: 41, 41: 28}, np.ones(3), NONE)  # an exchange
     assert found.numbers[0].tolist() == [41, 41, 41, 28, 28, 41]
-    for name in ("energy", "forces", "stress", "energies", "bias", "weight", "scale"):
+    for name in (
+        "energy",
+        "forces",
+        "stress",
+        "energies",
+        "bias",
+        "weight",
+        "scale",
+        "temperature",
+        "pressure",
+        "order",
+    ):
         assert np.isnan(getattr(found, name)).all(), name
-    for name in ("step", "walker", "temperature", "pressure", "order"):
+    for name in ("step", "walker"):
         np.testing.assert_array_equal(getattr(found, name), getattr(frames, name))
     with pytest.raises(KeyError, match="41"):
         transferred(frames, {28: 13}, np.ones(3), NONE)
@@ -93,13 +104,12 @@ def test_strains_follow_from_the_seed_and_the_source_frame_alone() -> None:
     assert many.std() == pytest.approx(0.03 / 3**0.5, rel=0.05)
 
 
-def test_the_ratio_of_two_crystals() -> None:
-    fcc = Crystal("fcc", (3.52, 3.52, 3.52), 3.52**3 / 4)
-    np.testing.assert_allclose(ratio(fcc, Crystal("fcc", (4.05,) * 3, 4.05**3 / 4)), 4.05 / 3.52)
-    bcc = Crystal("bcc", (3.3,) * 3, 3.3**3 / 2)  # lattice constants of different crystals are not compared
-    found = ratio(fcc, bcc)
-    assert found[0] ** 3 * fcc.volume == pytest.approx(bcc.volume)
-    hexagonal = [Crystal("hcp", (a, a, c), a * a * c * 3**0.5 / 4) for a, c in ((2.5, 4.1), (3.2, 5.2))]
-    np.testing.assert_allclose(ratio(*hexagonal), [3.2 / 2.5, 3.2 / 2.5, 5.2 / 4.1])
-    mixed = ratio(fcc, hexagonal[1])
-    assert mixed[0] == mixed[2]
+def test_the_ratio_of_two_crystals_gives_an_atom_its_room() -> None:
+    fcc = 3.52**3 / 4
+    np.testing.assert_allclose(ratio(fcc, 4.05**3 / 4), 4.05 / 3.52)  # of one prototype: the lattice constants'
+    found = ratio(fcc, 3.3**3 / 2)
+    assert found[0] ** 3 * fcc == pytest.approx(3.3**3 / 2)
+    hexagonal = [a * a * c * 3**0.5 / 4 for a, c in ((2.5, 4.1), (3.2, 5.2))]
+    found = ratio(*hexagonal)
+    assert found.shape == (3,)
+    assert found[0] == found[2] == pytest.approx((3.2**2 * 5.2 / (2.5**2 * 4.1)) ** (1 / 3))  # a liquid has no c

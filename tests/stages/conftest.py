@@ -49,7 +49,10 @@ def result_of(task):
         return novel(task)
     if task.stage == "sample" and "trained" in p:  # dynamics with a model: it fails more often than not
         cause = "It exploded." if draw(task.id, "explodes") < 0.6 else ""
-        return {"frames": p["frames"] // 2 if cause else p["frames"], **({"ended": {"0": cause}} if cause else {})}
+        ended = (
+            {"ended": {"0": cause}, "last": {"0": 7 + (p["first"] + p["frames"] // 2) * p["every"]}} if cause else {}
+        )
+        return {"frames": p["frames"] // 2 if cause else p["frames"], **ended}
     if task.stage == "sample":
         return {"frames": p.get("frames", 0)}
     if task.stage == "select" and p["method"] == "draw":
@@ -88,7 +91,7 @@ def novel(task):
     causes = [cause for _, _, _, cause in p["walkers"]]
     failed = sum(map(bool, causes))
     n = 0 if p["last"] or not failed else int(draw(task.id, "added") * (p["size"] + 1))
-    figures = {"round": p["round"], "failed": failed, "walkers": len(causes), "survived": [1.0] * len(causes)}
+    figures = {"round": p["round"], "failed": failed, "walkers": len(causes)}
     figures |= {"causes": causes, "added": n, "novelty": [0.2, 0.1]}
     ends = [f"{segments[-1]}:0" if segments else "" for _, segments, _, _ in p["walkers"]]
     source = [{"task": task.id, "walker": 0, "step": k} for k in range(n)]
@@ -165,7 +168,7 @@ class Memory:
         self.path = Path("nowhere")
         self.lines = []
         self.quarantined = {}
-        self.keep, self.flush = self.lines.extend, lambda every: None
+        self.keep, self.flush, self.reached = self.lines.extend, lambda every: None, lambda task: 0.0
         self.store = SimpleNamespace(quarantine=lambda r: self.quarantined.__setitem__(r["task"], r))
 
     def history(self):

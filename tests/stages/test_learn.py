@@ -10,12 +10,12 @@ import pytest
 from campaign.errors import EngineError
 from campaign.flow import TooManyFailures
 from campaign.frames import Frames
-from campaign.science.refusals import Limits
+from campaign.science.refusals import Limits, beyond
 from campaign.science.rnd import RNDStream
 from campaign.science.selection import Batch
 from campaign.stages import learning
 from campaign.stages.learn import Learn
-from campaign.stages.sample_md import BEFORE
+from campaign.stages.sample_md import BEFORE, driver
 from campaign.stages.selecting import describe
 from campaign.store.store import Store
 from campaign.tasks import Context, Task, new_record
@@ -29,6 +29,18 @@ REPRESENTATION = {"model": "schnet", "features": 16, "interactions": 2, "cutoff"
 
 def stage_of(flow):
     return next(s for s in flow.stages if isinstance(s, Learn))
+
+
+@pytest.fixture
+def found_by(made_up, monkeypatch):
+    """Return a function that has the made-up runner find something else; None leaves it as it is."""
+
+    def found_by(rule):
+        names = made_up.wait.__globals__
+        usual = names["result_of"]
+        monkeypatch.setitem(names, "result_of", lambda task: rule(task) or usual(task))
+
+    return found_by
 
 
 def failing(salt):
@@ -63,9 +75,10 @@ def test_rounds_follow_each_other_in_any_order_of_the_workers(drive, campaign, m
             assert len(after) == len(before) + r["added"]
         assert board.training() is board.sets[stage.rounds[-1]["set"]]
         assert all(board.labels[f] for f in board.training().chosen)
-        names = [t for t, _ in next(s for s in flow.stages if s.name == "validate").results()]
-        assert names  # the tests came last, of the final models
-        assert runner.order.index(board.models[board.training().name][0]) < len(runner.order)
+        tests = [task for _, task in next(s for s in flow.stages if s.name == "validate").results()]
+        last = max(runner.order.index(task) for task in board.models[board.training().name])
+        assert len(tests) == 6
+        assert all(runner.order.index(task) > last for task in tests)  # the tests came last, of the final models
     assert all(f == found[0] for f in found)
 
 
@@ -128,16 +141,138 @@ def test_walkers_of_a_round_are_driven_by_the_members_in_turn_and_go_on_where_th
     assert flow.frames == 50  # and are not counted as the pool's
 
 
+def test_what_a_volume_may_be_does_not_grow_from_round_to_round(drive, campaign, made_up):
+    class Kept(made_up):
+        tasks: ClassVar[list] = []
+
+        def submit(self, task, context):
+            self.tasks.append(task)
+            super().submit(task, context)
+
+    flow, _, _ = drive(Kept(), spec=campaign(learn=LEARN))
+    first = flow.board.sets[stage_of(flow).rounds[0]["set"]].chosen[:2]
+    moved = [t for t in Kept.tasks if "trained" in t.params]
+    assert any(t.params["start"] not in first for t in moved)
+    for task in moved:
+        origin = first[task.params["walker"][1]]
+        assert task.params.get("volume_of", task.params["start"]) == origin
+        assert ("volume_of" in task.params) == (task.params["start"] != origin)
+
+
+def test_the_volume_and_the_heights_of_a_walker_are_compared_with_those_of_its_first_round(tmp_path):
+    from ase.build import bulk
+
+    store = Store(tmp_path / "run.zarr")
+    task = Task("sample", "pool", {})
+    atoms = bulk("Ar", "fcc", a=5.0, cubic=True)
+    pool = Frames.build(atoms.numbers, atoms.positions[None], atoms.cell[:][None], task=task.number)
+    store.publish(new_record(task, 0), dict(pool.arrays()))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/random-0-abc.pt").touch()
+    guards = {"closest": 0.6, "force": 30.0, "volume": 1.5, "temperature": 2.0, "energy": 0.01}
+    params = {"guards": guards, "temperature": [100.0, 100.0], "ensemble": "npt", "trained": "abc"}
+    grown = bulk("Ar", "fcc", a=5.7, cubic=True)  # where a round ended, inside the guard of its own start
+    found = {
+        name: driver(Task("sample", name, params | more), Context(tmp_path), store, grown)["limits"]["volume"]
+        for name, more in {"first": {}, "later": {"volume_of": f"{task.id}:0"}}.items()
+    }
+    assert found["first"] == pytest.approx(1.5 * 5.7**3)
+    assert found["later"] == pytest.approx(1.5 * 5.0**3)
+
+
+def test_what_was_learned_counts_whatever_becomes_of_the_last_choice(drive, campaign, made_up):
+    def rule(task, tries):
+        return "failed" if task.name == "learn 2/choose" else "done"
+
+    for seed in range(4):  # of which some end in round 1
+        flow, _, _ = drive(made_up(1, rule), spec=campaign(learn=LEARN | {"rounds": 4}, seed=seed))
+        stage, board = stage_of(flow), flow.board
+        if "could not be looked at" not in stage.note:
+            continue
+        assert board.learned == "learn-1"
+        assert board.training() is board.sets["learn-1"]
+        assert stage.summary(board)["judged"] == "learn-1"
+        errors = next(t for t in next(s for s in flow.stages if s.name == "validate").results() if t[0] == "errors")
+        assert errors[1] in flow._history.done
+        return
+    raise AssertionError("no campaign got to round 2")
+
+
+def test_models_that_could_not_be_trained_are_not_judged(drive, campaign, made_up):
+    def rule(task, tries):
+        return "failed" if task.name.startswith("learn-1/") else "done"
+
+    flow, _, _ = drive(made_up(1, rule), spec=campaign(learn=LEARN))
+    assert "no model to learn with" in stage_of(flow).note
+    assert flow.board.models.get("learn-1", []) == []
+    assert flow.board.learned == stage_of(flow).rounds[0]["set"]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_learning_that_no_model_survived_leaves_something_missing(drive, campaign, made_up, found_by, held):
+    cause = {} if held else {"ended": {"0": "It exploded."}}
+    found_by(lambda task: {"frames": 3, **cause} if "trained" in task.params else None)
+    flow, _, _ = drive(made_up(), spec=campaign(learn=LEARN))
+    stage, status = stage_of(flow), flow.status("c", campaign(learn=LEARN).stages, live=False)
+    assert stage.held == held == stage.summary(flow.board)["held"] == ("survived" in stage.note)
+    assert status["stages"]["learn"]["state"] == ("done" if held else "partial")
+    assert status["state"] == ("done" if held else "partial")
+
+
+def test_a_round_tells_the_frames_with_a_label_and_the_step_of_each_failure(drive, campaign, made_up):
+    seen = {}
+
+    def rule(task, tries):  # every second label fails
+        return "failed" if task.stage == "label" and seen.setdefault(task.id, len(seen)) % 2 else "done"
+
+    flow, _, _ = drive(made_up(0, rule), spec=campaign(learn=LEARN))
+    rounds = stage_of(flow).summary(flow.board)["rounds"]
+    assert [r["frames"] for r in rounds] == [len(flow.board.labelled(r["set"])) for r in rounds]
+    assert any(r["frames"] < len(flow.board.sets[r["set"]].chosen) for r in rounds)
+    for r, told in zip(stage_of(flow).rounds, rounds, strict=True):
+        for survived, cause in zip(told["survived"], r["causes"], strict=True):
+            steps = round(survived / 0.002)
+            assert steps * 0.002 == pytest.approx(survived)
+            assert steps % 50 == (7 if cause else 0)  # not that of the last kept frame, of which there is one in 50
+
+
+def test_a_label_out_of_the_bounds_is_not_trained_on(drive, campaign, made_up, found_by):
+    wild = {"energy": -4.0, "atoms": 4, "force": 31.0, "frame": ""}
+    found_by(lambda task: wild if task.stage == "label" else None)
+    flow, _, _ = drive(made_up(), spec=campaign(learn=LEARN))
+    board, rounds = flow.board, stage_of(flow).summary(flow.board)["rounds"]
+    first, second = rounds[:2]
+    assert first["added"] > 0
+    assert first["refused"] == first["added"]
+    assert {r["reason"] for r in first["refusals"]} == {"its label has a force of 31 eV/Å, over 30"}
+    assert second["frames"] == first["frames"]  # those of the selection are not judged by what a model learns
+    assert board.models["learn-1"] == board.models[first["set"]]
+    learned = set(board.sets["learn-1"].chosen) - set(board.sets[first["set"]].chosen)
+    assert {board.labels[f] for f in learned} == {None}
+    assert flow.status("c", campaign(learn=LEARN).stages, live=False)["refused"] >= len(learned)
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "said"),
+    [(-3.5, 29.0, ""), (-3.5, 31.0, "a force of 31"), (-2.0, 1.0, "an energy of -2 eV/atom"), (-3.5, np.nan, "force")],
+)
+def test_the_bounds_of_a_label(energy, force, said):
+    found = beyond(Limits(0.5, 30.0, (-4.0, -3.0)), energy, force)
+    assert said in found
+    assert bool(found) == bool(said)
+    assert beyond(Limits(), energy, force) == ""
+
+
 @pytest.fixture
 def argon():
     """Return a function that makes frames of an argon crystal, moved by some Å, seeded."""
 
-    def argon(n, amplitude, seed, **arrays):
+    def argon(n, amplitude, seed, cells=1, **arrays):
         from ase.build import bulk
 
-        atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
-        moved = np.random.default_rng(seed).normal(scale=amplitude, size=(n, 4, 3))
-        zeros = {"energy": np.zeros(n), "forces": np.zeros((n, 4, 3)), "stress": np.zeros((n, 3, 3))}
+        atoms = bulk("Ar", "fcc", a=5.3, cubic=True) * (cells, 1, 1)
+        moved = np.random.default_rng(seed).normal(scale=amplitude, size=(n, len(atoms), 3))
+        zeros = {"energy": np.zeros(n), "forces": np.zeros((n, len(atoms), 3)), "stress": np.zeros((n, 3, 3))}
         return Frames.build(atoms.numbers, atoms.positions + moved, atoms.cell[:], **zeros | arrays)
 
     return argon
@@ -157,17 +292,19 @@ def round_of(tmp_path, argon):
         store.publish(record, {**dict(frames.arrays()), **more})
         return task.id
 
-    def round_of(**changes):
+    def round_of(cells=1, calm_ones=1, **changes):
         pool = publish("pool", argon(12, 0.05, 0))
+        start = f"{pool}:1" if cells == 1 else publish("larger", argon(1, 0.05, 0, cells)) + ":0"
         calm = publish("calm", argon(10, 0.05, 1, step=np.arange(10)))
-        wild = argon(8, 0.05, 2, walker=1, step=np.arange(8))
-        last = argon(3, 0.5, 3)
+        wild = argon(8, 0.05, 2, cells, walker=1, step=np.arange(8))
+        last = argon(3, 0.5, 3, cells)
         positions = last.positions.copy()
         positions[2, 1] = positions[2, 0] + 0.1  # the step that failed: two atoms on each other
         before = {"positions": positions, "cell": last.cell, "energy": np.zeros(3), "forces": last.forces}
         before |= {"stress": last.stress, "step": np.array([8, 9, 10])}
         failed = publish("wild", wild, **{f"{BEFORE}1.{name}": value for name, value in before.items()})
-        walkers = [[f"{pool}:0", [calm], 10, ""], [f"{pool}:1", [failed], 8, "First sign of failure."]]
+        walkers = [[f"{pool}:0", [calm], 10, ""], [start, [failed], 8, "First sign of failure."]]
+        walkers += [[f"{pool}:0", [calm], 10, ""]] * (calm_ones - 1)
         params = {
             "method": "novel",
             "round": 1,
@@ -199,12 +336,29 @@ def test_the_steps_before_a_failure_are_the_novel_ones_and_the_failed_one_is_ref
     assert refused["frame"] == "walker 1, step 10"
     assert "covalent radii" in refused["reason"]
     assert found["ends"] == [f"{calm}:9", f"{failed}:{7 - learning.BACK}"]
-    assert found["figures"]["survived"] == [1.0, 0.8]
     assert found["figures"]["added"] == 2
     assert outcome.arrays["task"].tolist() == [task.number] * 2
     assert outcome.arrays["index"].tolist() == [0, 1]
     assert outcome.arrays["step"].tolist() == [s["step"] for s in found["source"]]
     assert np.isnan(outcome.arrays["energy"]).all()  # what the model said is no label
+
+
+@pytest.mark.parametrize(
+    ("novelty", "more"),
+    [
+        ("rnd", {}),
+        pytest.param(
+            "rematch",
+            {"environments": {"cutoff": 5.0, "n_max": 3, "l_max": 2, "sigma": 0.5}, "gamma": 0.1},
+            marks=pytest.mark.requires("dscribe"),
+        ),
+    ],
+)
+def test_a_walker_with_more_atoms_than_most_is_learned_from(round_of, novelty, more):
+    _, outcome, (_, failed) = round_of(cells=2, calm_ones=4, novelty=novelty, **more)
+    assert {(s["task"], s["step"]) for s in outcome.summary["source"]} == {(failed, 8), (failed, 9)}
+    assert outcome.arrays["numbers"].shape == (2, 8)
+    assert [r["frame"] for r in outcome.summary["refused"]] == ["walker 1, step 10"]
 
 
 def test_nothing_is_added_where_every_walker_survived_or_the_rounds_are_spent(round_of):
