@@ -58,7 +58,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from campaign.engines import process
-words = [w.replace("{ranks}", "1").replace("{node}", process.node()) for w in json.loads(sys.argv[1])]
+words = process.fill(json.loads(sys.argv[1]), 1)
 print("cores", process.run([*words, "printenv", "SLURM_CPUS_ON_NODE"], Path(sys.argv[2])))
 """
 
