@@ -45,8 +45,8 @@ _FORCE = re.compile(r"^\s*(?:(\d+)\s+\d+\s+\S+|FORCES\|\s+(\d+))\s+" + r"\s+".jo
 _FORCES = re.compile(r"^\s*(?:ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\])\s*$", re.MULTILINE)
 _STRESS = re.compile(r"^ STRESS\| (?:Analytical|Numerical) stress tensor \[([^\]]+)\]\s*$", re.MULTILINE)
 _STRESS_ROW = re.compile(r"^ STRESS\|\s+([xyz])\s+" + r"\s+".join([_NUMBER] * 3) + r"\s*$")
-_STEP = re.compile(
-    rf"^\s+(\d+) (\S.*?)\s+(\d\.\d+E[-+]\d+)\s+(\d+\.\d+)\s+(?:{_NUMBER}\s+)?{_NUMBER}(?:\s+{_NUMBER})?\s*$"
+_STEP = re.compile(  # a long name of the method touches the number after it: "Kerker/Diag.0.30E-01"
+    rf"^\s+(\d+) (\S.*?)\s*(\d\.\d+E[-+]\d+)\s+(\d+\.\d+)\s+(?:{_NUMBER}\s+)?{_NUMBER}(?:\s+{_NUMBER})?\s*$"
 )
 _INNER = re.compile(r"^  \*\*\* SCF run converged in\s+(\d+) steps \*\*\*", re.MULTILINE)
 _OUTER = re.compile(r"^  outer SCF loop converged in\s+(\d+) iterations or\s+(\d+) steps", re.MULTILINE)

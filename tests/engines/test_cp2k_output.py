@@ -296,6 +296,15 @@ def test_reading_costs_little() -> None:
     assert (time.perf_counter() - start) / 10 < 0.05
 
 
+def test_a_method_whose_name_fills_its_column_is_a_step() -> None:
+    rows = (
+        "     1 NoMix/Diag. 0.30E-01    0.1     0.35466149        -9.5837072057 -9.58E+00\n"
+        "     2 Kerker/Diag.0.30E-01    0.2     0.00000099        -8.0366794747  8.12E-06\n"
+    )
+    found = list(cp2k_output.steps_of(" SCF WAVEFUNCTION OPTIMIZATION\n\n" + rows))
+    assert found == [(1, 0.35466149), (2, 0.00000099)]
+
+
 def test_line_searches_are_steps_without_a_change() -> None:
     rows = "     1 OT CG       0.15E+00    0.5     0.12645365      -246.6074596690 -2.47E+02\n"
     rows += "     2 OT LS       0.74E-01    0.3                     -246.5111723139\n"
