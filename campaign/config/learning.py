@@ -71,7 +71,11 @@ class ActiveLearning(Model):
         0.5, description="frames with atoms closer than this fraction of their covalent radii's sum are refused"
     )
     max_force: Positive | None = Field(
-        30.0, description="frames with a larger force on an atom, by the model or by the label, are refused, eV/Å"
+        30.0, description="frames with a larger force on an atom, by the model, are refused, eV/Å"
+    )
+    label_force: Positive | None = Field(
+        100.0,
+        description="labels with a larger force on an atom are refused, eV/Å: what fails is seldom below max_force",
     )
     energy: Interval | None = Field(
         None, description="frames with an energy outside are refused, eV/atom", examples=[[-4.0, -3.0]]

@@ -231,7 +231,8 @@ class Learn:
             self._set.chosen, self._set.closed = [*before.chosen, *fresh], True
             self._set.counted, self._set.grown = list(before.counted), before.name
             board.sets[self._set.name] = self._set
-            board.bounds |= dict.fromkeys(fresh, Limits(**self._limits))
+            label = Limits(max_force=self._spec["label_force"], energy=self._limits["energy"])
+            board.bounds |= dict.fromkeys(fresh, label)
 
     def _survived(self, walker: Walker) -> float:
         """Return how long a walker held, ps: where it was watched, to the step of its failure."""

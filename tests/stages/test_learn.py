@@ -237,14 +237,14 @@ def test_a_round_tells_the_frames_with_a_label_and_the_step_of_each_failure(driv
 
 
 def test_a_label_out_of_the_bounds_is_not_trained_on(drive, campaign, made_up, found_by):
-    wild = {"energy": -4.0, "atoms": 4, "force": 31.0, "frame": ""}
+    wild = {"energy": -4.0, "atoms": 4, "force": 101.0, "frame": ""}
     found_by(lambda task: wild if task.stage == "label" else None)
     flow, _, _ = drive(made_up(), spec=campaign(learn=LEARN))
     board, rounds = flow.board, stage_of(flow).summary(flow.board)["rounds"]
     first, second = rounds[:2]
     assert first["added"] > 0
     assert first["refused"] == first["added"]
-    assert {r["reason"] for r in first["refusals"]} == {"its label has a force of 31 eV/Å, over 30"}
+    assert {r["reason"] for r in first["refusals"]} == {"its label has a force of 101 eV/Å, over 100"}
     assert second["frames"] == first["frames"]  # those of the selection are not judged by what a model learns
     assert board.models["learn-1"] == board.models[first["set"]]
     learned = set(board.sets["learn-1"].chosen) - set(board.sets[first["set"]].chosen)
