@@ -89,13 +89,11 @@ def read_ledger(path: Path) -> list[Record]:
     if not path.exists():
         return []
     records: list[Record] = []
+    rest = b""
     with path.open("rb") as file:
-        while lines := file.readlines(BLOCK):
-            torn = not lines[-1].endswith(b"\n")  # then it was the last one
-            whole = lines[:-1] if torn else lines
-            records += _together(whole) or _one_by_one(whole, path, len(records))
-            if torn:
-                break
+        while block := file.read(BLOCK):
+            *lines, rest = (rest + block).split(b"\n")
+            records += _together(lines) or _one_by_one(lines, path, len(records))
     return records
 
 

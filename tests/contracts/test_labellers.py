@@ -70,7 +70,7 @@ def test_a_label_is_complete_repeatable_and_keeps_the_frame(engine, run_folder, 
         task = task_for(engine, source, 1)
         record = do(folder, task)
         assert record["state"] == "done", record["cause"]
-        assert set(record) == set(Record.__annotations__) - {"disk_full", "final"}
+        assert set(record) == set(Record.__annotations__) - {"disk_full", "final", "blame"}
         assert record["task"] == task.id
         assert record["cause"] == ""
         assert not record["transient"]
