@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import pytest
 
 from campaign import flow as flow_module
 from campaign.flow import MACHINE_FAULTS, PAUSE, Flow, History, TooManyFailures, _widened
-from campaign.runtime.runner import TOGETHER, InlineRunner
 from campaign.stages.board import Board
 from campaign.store.ledger import read_ledger
 from campaign.store.rundir import RunDirectory
-from campaign.tasks import Context, Record, Task, new_record, unpack
+from campaign.tasks import Context, Record, Task, new_record
 
 
 class Some:
@@ -260,24 +258,6 @@ def test_the_time_at_work_leaves_out_pauses_between_runs() -> None:
             spans = _widened(spans, *tasks[k])
         assert len(spans) == 3
         assert sum(end - start for start, end in spans) == pytest.approx(total)
-
-
-def test_tasks_that_take_no_time_share_a_flush_of_the_ledger(tmp_path: Path) -> None:
-    def work(message: str, **_: object) -> str:
-        task, _context = unpack(message)
-        time.sleep(task.params["delay"])
-        return json.dumps(new_record(task, 0))
-
-    runner = InlineRunner(work)
-    for k in range(50):
-        runner.submit(Task("noop", "", {"k": k, "delay": 0.0}), Context(tmp_path))
-    runner.submit(Task("noop", "", {"delay": 2 * TOGETHER}, priority=1), Context(tmp_path))
-    assert len(runner.wait(0)) == 1
-    found = 0
-    while records := runner.wait(0):
-        assert len(records) > 1 or found == 49
-        found += len(records)
-    assert found == 50
 
 
 def test_a_site_of_many_workers_is_kept_full(tmp_path: Path) -> None:

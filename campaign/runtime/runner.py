@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import time
 from typing import Protocol
 
 from campaign.tasks import Context, Record, Task, Work, pack, unpack_record
-
-#: Seconds of tasks whose records share one flush of the ledger.
-TOGETHER = 0.02
 
 
 class Runner(Protocol):
@@ -45,13 +41,11 @@ class InlineRunner:
         heapq.heappush(self._queue, (task.priority, next(self._count), task, context))
 
     def wait(self, seconds: float) -> list[Record]:
-        """Do the first task of the queue, and more while they take no time; return their records."""
-        records: list[Record] = []
-        end = time.monotonic() + TOGETHER
-        while self._queue and (not records or time.monotonic() < end):
-            _, _, task, context = heapq.heappop(self._queue)
-            records.append(unpack_record(self._work(pack(task, context))))
-        return records
+        """Do the first task of the queue and return its record."""
+        if not self._queue:
+            return []
+        _, _, task, context = heapq.heappop(self._queue)
+        return [unpack_record(self._work(pack(task, context)))]
 
     def close(self) -> None:
         """Forget what is queued."""
