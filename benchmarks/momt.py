@@ -124,9 +124,9 @@ class Walker:
         start = Start(structure.numbers, structure.positions, np.array(structure.cell), 1, ((T0, 2.0, 1.0),))
         dynamics._begin(self.lammps, start, segment, TIMESTEP)
         self.lammps.command("reset_timestep 0")
+        dynamics._integrate(self.lammps, segment, total * TIMESTEP, TIMESTEP, segment.temperature)
         if external is not None:
             external.begin(0)
-        dynamics._integrate(self.lammps, segment, total * TIMESTEP, TIMESTEP, segment.temperature)
         self.lammps.command(f"thermo {EVERY}")
         self.guard = Guard(self.lammps.numbers(), None)
         self.kept: list[dict[str, Array]] = []

@@ -157,11 +157,11 @@ def _run(
         else:
             _begin(lmp, start, segment, dt)
         lmp.command("reset_timestep 0")
+        _integrate(lmp, segment, total * dt, dt, segment.temperature)
         if external is not None:
             external.begin(segment.halvings)
         if watch is not None:
             watch.begin(segment.first, segment.halvings)
-        _integrate(lmp, segment, total * dt, dt, segment.temperature)
         lmp.command(f"thermo {stride}")
         guard = Guard(lmp.numbers(), segment.heights)
         tail = 0.0

@@ -64,7 +64,7 @@ class External(Protocol):
         """Return what a frame keeps beside the physics: ``order``, ``bias``, ``weight``, ``scale`` (``Frames``)."""
 
     def begin(self, halvings: int) -> None:
-        """Start to act, at step 0 of a segment whose time step is halved so often: the preparation is over."""
+        """Start to act, at step 0 of a segment whose time step is halved so often; its integrator, ``md``, is there."""
 
     def exchange(self) -> None:
         """Tell the other walkers of the job what it learned: called after every good frame."""

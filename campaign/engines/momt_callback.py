@@ -104,7 +104,7 @@ def _build(stamp: str) -> Any:
         weights = carray(_pointer(t[m.T_WEIGHTS]), (2, 2, 4), np.float64)
         base = carray(_pointer(t[m.T_BASE]), (3,), np.int64)
         signs = carray(_pointer(t[m.T_SIGNS]), (t[m.T_K], 3), np.int64)
-        waves = carray(_pointer(t[m.T_WAVES]), (2, t[m.T_N], 3), np.float64)
+        waves = carray(_pointer(t[m.T_WAVES]), (2, 3 + t[m.T_K], t[m.T_N]), np.float64)
         sums = carray(_pointer(t[m.T_SUMS]), (t[m.T_K], 2), np.float64)
         constants = carray(_pointer(t[m.T_CONSTANTS]), (2,), np.float64)
         low = carray(_pointer(t[m.T_LOW]), (3,), np.float64)

@@ -433,11 +433,10 @@ def turns(cosines: Array, sines: Array) -> None:
 
     Parameters
     ----------
-    cosines, sines : (n, 3)
+    cosines, sines : (n,)
     """
-    flat, other = cosines.reshape(cosines.size), sines.reshape(sines.size)
-    for i in range(flat.size):
-        t = flat[i]
+    for i in range(cosines.size):
+        t = cosines[i]
         quarters = np.floor(4.0 * t + 0.5)
         z = 2.0 * np.pi * (t - 0.25 * quarters)
         y = -z * z
@@ -448,8 +447,8 @@ def turns(cosines: Array, sines: Array) -> None:
         half = quarters * 0.5
         odd = 2.0 * (half - np.floor(half))  # 1 after an odd number of quarters
         sign = 1.0 - 4.0 * (0.5 * np.floor(half) - np.floor(0.5 * np.floor(half)))  # -1 after half a turn
-        flat[i] = sign * (c + odd * (-s - c))
-        other[i] = sign * (s + odd * (c - s))
+        cosines[i] = sign * (c + odd * (-s - c))
+        sines[i] = sign * (s + odd * (c - s))
 
 
 @compiled
@@ -464,24 +463,51 @@ def structure_sums(x: Array, inverse: Array, base: Array, signs: Array, waves: A
         Inverse of the cell: ``x @ inverse`` are scaled coordinates.
     base, signs
         Of the ``Order``.
-    waves : (2, n, 3)
-        Scratch: cosines and sines along each axis.
+    waves : (2, 3 + K, n)
+        Scratch: cosines and sines along each axis, then of every reciprocal vector. Atoms are last, so that every loop
+        over them is one that compilers make vectors of.
     sums : (K, 2)
     """
-    cosines, sines = waves[0], waves[1]
-    for i in range(x.shape[0]):
+    n = x.shape[0]
+    for a in range(3):
+        m0, m1, m2 = inverse[0, a] * base[a], inverse[1, a] * base[a], inverse[2, a] * base[a]
+        turn = waves[0, a]
+        for i in range(n):
+            turn[i] = x[i, 0] * m0 + x[i, 1] * m1 + x[i, 2] * m2
+        turns(turn, waves[1, a])
+    for k in range(signs.shape[0]):
+        c, s = waves[0, 3 + k], waves[1, 3 + k]
+        c[:], s[:] = 1.0, 0.0
         for a in range(3):
-            cosines[i, a] = (x[i, 0] * inverse[0, a] + x[i, 1] * inverse[1, a] + x[i, 2] * inverse[2, a]) * base[a]
-    turns(cosines, sines)
-    for i in range(x.shape[0]):
-        for k in range(signs.shape[0]):
-            c, s = 1.0, 0.0
-            for a in range(3):
-                if signs[k, a] != 0:
-                    wc, ws = waves[0, i, a], signs[k, a] * waves[1, i, a]
-                    c, s = c * wc - s * ws, c * ws + s * wc
-            sums[k, 0] += c
-            sums[k, 1] += s
+            if signs[k, a] != 0:
+                _times(c, s, waves[0, a], waves[1, a], float(signs[k, a]))
+        sums[k, 0] += _total(c)
+        sums[k, 1] += _total(s)
+
+
+@compiled
+def _times(c: Array, s: Array, cosines: Array, sines: Array, sign: float) -> None:
+    """Multiply the complex numbers c + i s by cosine + i sign sine, in place."""
+    for i in range(c.size):
+        wc, ws = cosines[i], sign * sines[i]
+        turned = c[i] * wc - s[i] * ws
+        s[i] = c[i] * ws + s[i] * wc
+        c[i] = turned
+
+
+@compiled
+def _total(values: Array) -> float:
+    """Return the sum, taken four at a time: one chain of additions would be waited for."""
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0
+    fours = values.size - values.size % 4
+    for i in range(0, fours, 4):
+        a += values[i]
+        b += values[i + 1]
+        c += values[i + 2]
+        d += values[i + 3]
+    for i in range(fours, values.size):
+        a += values[i]
+    return float((a + b) + (c + d))
 
 
 @compiled
@@ -504,26 +530,25 @@ def order_forces(
     factor
         ``X / (Q K F^2 N^2)`` gives X grad Q.
     inverse, base, signs, waves, sums
-        As ``structure_sums`` took and left them, ``sums`` over all atoms.
+        As ``structure_sums`` took and left them, ``sums`` over all atoms; those of ``waves`` along the axes are lost.
     forces : (n, 3)
     """
-    for i in range(forces.shape[0]):
-        g0, g1, g2 = 0.0, 0.0, 0.0
-        for k in range(signs.shape[0]):
-            c, s = 1.0, 0.0
-            for a in range(3):
-                if signs[k, a] != 0:
-                    wc, ws = waves[0, i, a], signs[k, a] * waves[1, i, a]
-                    c, s = c * wc - s * ws, c * ws + s * wc
-            turn = sums[k, 1] * c - sums[k, 0] * s
-            g0 += turn * signs[k, 0]
-            g1 += turn * signs[k, 1]
-            g2 += turn * signs[k, 2]
-        g0 *= 2.0 * np.pi * base[0] * factor
-        g1 *= 2.0 * np.pi * base[1] * factor
-        g2 *= 2.0 * np.pi * base[2] * factor
+    n = forces.shape[0]
+    g0, g1, g2 = waves[0, 0], waves[0, 1], waves[0, 2]
+    g0[:], g1[:], g2[:] = 0.0, 0.0, 0.0
+    for k in range(signs.shape[0]):
+        c, s = waves[0, 3 + k], waves[1, 3 + k]
+        p, q = factor * sums[k, 1], factor * sums[k, 0]
+        s0, s1, s2 = float(signs[k, 0]), float(signs[k, 1]), float(signs[k, 2])
+        for i in range(n):
+            turn = p * c[i] - q * s[i]
+            g0[i] += s0 * turn
+            g1[i] += s1 * turn
+            g2[i] += s2 * turn
+    m0, m1, m2 = 2.0 * np.pi * base[0], 2.0 * np.pi * base[1], 2.0 * np.pi * base[2]
+    for i in range(n):
         for b in range(3):
-            forces[i, b] += inverse[b, 0] * g0 + inverse[b, 1] * g1 + inverse[b, 2] * g2
+            forces[i, b] += inverse[b, 0] * m0 * g0[i] + inverse[b, 1] * m1 * g1[i] + inverse[b, 2] * m2 * g2[i]
 
 
 # -- what came of it --------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def crystal(kind):
 
 
 def q_of(atoms, order):
-    waves, sums = np.zeros((2, len(atoms), 3)), np.zeros((len(order.signs), 2))
+    waves, sums = np.zeros((2, 3 + len(order.signs), len(atoms))), np.zeros((len(order.signs), 2))
     momt.structure_sums(atoms.positions, np.linalg.inv(np.array(atoms.cell)), order.base, order.signs, waves, sums)
     return momt.order_of(sums, len(atoms), order.strength), waves, sums
 
@@ -104,8 +104,7 @@ def test_the_height_of_a_deposit_falls_as_one_over_their_number():
 
 
 def test_turns_are_cosine_and_sine_to_rounding():
-    angles = np.concatenate([np.linspace(-3, 3, 4801), np.random.default_rng(1).normal(size=5000) * 40]).reshape(-1, 1)
-    angles = np.repeat(angles, 3, axis=1)
+    angles = np.concatenate([np.linspace(-3, 3, 4801), np.random.default_rng(1).normal(size=5000) * 40])
     c, s = angles.copy(), np.zeros_like(angles)
     momt.turns(c, s)
     exact = 2 * np.pi * (angles - np.round(angles))
