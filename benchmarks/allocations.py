@@ -1,8 +1,9 @@
 """How full a campaign keeps its allocations, on a real Slurm of four virtual nodes of two cores.
 
     python benchmarks/allocations.py packing     eight LAMMPS tasks of two ranks each on the four nodes
-    python benchmarks/allocations.py walltime    ten minutes of work in allocations of two minutes
-    python benchmarks/allocations.py             both
+    python benchmarks/allocations.py walltime    ten minutes of LAMMPS in allocations of two minutes
+    python benchmarks/allocations.py waiting     the same of tasks that wait: no matter what else the host does
+    python benchmarks/allocations.py             all three
 
 All is counted from the ledger, while work remains: from the start of the first task to the start of the last one.
 Cores are those of the virtual nodes; the host has fewer, so tasks take longer than they would, and that is all.
@@ -33,12 +34,19 @@ from campaign.store.ledger import read_ledger
 
 #: 4 s a segment, whatever else the host does: what is measured is when tasks start, and not how fast they are.
 WAITING = """
-campaign: walltime
+campaign: waiting
 seed: 4
 system:
   structure: {{prototype: fcc, elements: [Ar], a: 5.3, supercell: [2, 2, 2]}}
 sample: [{{method: fake, walkers: 8, frames: {frames}, segment: 5, delay: 4.0}}]
 """
+
+#: What is asked; with ``waiting`` the same as with LAMMPS.
+ASKED = {
+    "packing: utilisation of the cores while work remains": "at least 0.9",
+    "walltime: lost in all, share": "under 0.1",
+    "waiting: lost in all, share": "under 0.1",
+}
 
 
 @dataclass(frozen=True)
@@ -130,22 +138,34 @@ def packing(table: Table, folder: Path, slurm: Cluster, quick: bool) -> None:
 
 
 def walltime(table: Table, folder: Path, slurm: Cluster, quick: bool) -> None:
-    """Ten minutes of work on two cores, one allocation of two minutes at a time."""
-    file = folder / "walltime.yaml"
+    """Ten minutes of LAMMPS on two cores, one allocation of two minutes at a time, about 8 s a segment."""
+    sample = {"method": "npt", "temperature": [300, 900], "walkers": 8, "every": 200, "segment": 200}
+    file = nickel(folder, "walltime", 3, {**sample, "steps": 40_000 * (6 if quick else 19)})
+    _in_pieces("walltime", file, table, slurm)
+
+
+def waiting(table: Table, folder: Path, slurm: Cluster, quick: bool) -> None:
+    """Ten minutes of waiting on two cores, one allocation of two minutes at a time."""
+    file = folder / "waiting.yaml"
     file.write_text(WAITING.format(frames=5 * (12 if quick else 38)))
-    site = write_site(folder / "walltime-site.yaml", max_blocks=1, walltime="00:02:00")
+    _in_pieces("waiting", file, table, slurm)
+
+
+def _in_pieces(name: str, file: Path, table: Table, slurm: Cluster) -> None:
+    """Run a campaign in one allocation of two minutes after another and say what was lost."""
+    site = write_site(file.with_suffix(".site.yaml"), max_blocks=1, walltime="00:02:00")
     records, wall, meter = campaign(file, site, slurm)
     found = use(records, CORES)
-    table.add("walltime: minutes of work on two cores", found.done / CORES / 60)
-    table.add("walltime: minutes of the command", wall / 60)
-    table.add("walltime: allocations", len(meter.jobs))
-    table.add("walltime: tasks", len({r["task"] for r in records}))
-    table.add("walltime: longest task, s", max(r["seconds"] for r in records))
-    table.add("walltime: finished tasks redone", _again(records))
-    table.add("walltime: lost, work redone, share of the tasks' seconds", found.redone / found.done)
-    table.add("walltime: lost, cores idle while work remained, share", found.idle / found.done)
-    table.add("walltime: lost in all, share", (found.redone + found.idle) / found.done)
-    table.add("walltime: core seconds held from Slurm over those of the tasks", meter.held / found.done)
+    table.add(f"{name}: minutes of work on two cores", found.done / CORES / 60)
+    table.add(f"{name}: minutes of the command", wall / 60)
+    table.add(f"{name}: allocations", len(meter.jobs))
+    table.add(f"{name}: tasks", len({r["task"] for r in records}))
+    table.add(f"{name}: longest task, s", max(r["seconds"] for r in records))
+    table.add(f"{name}: finished tasks redone", _again(records))
+    table.add(f"{name}: lost, work redone, share of the tasks' seconds", found.redone / found.done)
+    table.add(f"{name}: lost, cores idle while work remained, share", found.idle / found.done)
+    table.add(f"{name}: lost in all, share", (found.redone + found.idle) / found.done)
+    table.add(f"{name}: core seconds held from Slurm over those of the tasks", meter.held / found.done)
 
 
 def _again(records: Sequence[Any]) -> int:
@@ -153,10 +173,13 @@ def _again(records: Sequence[Any]) -> int:
     return sum(n - 1 for n in Counter(r["task"] for r in records if r["state"] == "done").values())
 
 
+PARTS = {"packing": packing, "walltime": walltime, "waiting": waiting}
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("packing", "walltime"))
+    parser.add_argument("what", nargs="?", choices=tuple(PARTS))
     parser.add_argument("--quick", action="store_true", help="less work: a few minutes")
     parser.add_argument("--keep", action="store_true", help="keep the run directories")
     options = parser.parse_args()
@@ -164,7 +187,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="campaign-allocations-"))
     with cluster() as slurm:
         os.environ["SLURM_CONF"] = slurm.configuration
-        for name, part in (("packing", packing), ("walltime", walltime)):
+        for name, part in PARTS.items():
             if options.what in (None, name):
                 part(table, folder, slurm, options.quick)
     if options.keep:
@@ -172,16 +195,11 @@ def main() -> None:
     else:
         shutil.rmtree(folder, ignore_errors=True)
     figures = table.figures
-    ok = [
-        figures.get("packing: utilisation of the cores while work remains", 1.0) >= 0.9,
-        figures.get("walltime: lost in all, share", 0.0) < 0.1,
-        figures.get("walltime: finished tasks redone", 0.0) == 0,
-    ]
-    asked = {
-        "packing: utilisation of the cores while work remains": "at least 0.9",
-        "walltime: lost in all, share": "under 0.1",
-    }
-    report("allocations", table.rows, figures, asked, ok=all(ok))
+    ok = [figures.get("packing: utilisation of the cores while work remains", 1.0) >= 0.9]
+    for name in ("walltime", "waiting"):
+        ok.append(figures.get(f"{name}: lost in all, share", 0.0) < 0.1)
+        ok.append(figures.get(f"{name}: finished tasks redone", 0.0) == 0)
+    report("allocations", table.rows, figures, ASKED, ok=all(ok))
 
 
 if __name__ == "__main__":
