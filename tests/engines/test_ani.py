@@ -132,7 +132,7 @@ def test_what_is_wrong_with_it_is_said_on_its_line(file, case):
 
 
 def test_without_torchani_the_campaign_is_refused_with_the_way_to_get_it(file, monkeypatch):
-    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: None)
+    monkeypatch.setattr("campaign.config.training_checks.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         load_campaign(file())
     (problem,) = caught.value.problems

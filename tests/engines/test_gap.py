@@ -185,7 +185,7 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_with_it_is_said_on_its_line(file, monkeypatch, case):
-    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: True)
+    monkeypatch.setattr("campaign.config.training_checks.find_spec", lambda name: True)
     assert load_campaign(file("sparse: 200")).spec.train.sparse == 200
     line, key, got, words = WRONG[case]
     with pytest.raises(InputError) as caught:
@@ -197,7 +197,7 @@ def test_what_is_wrong_with_it_is_said_on_its_line(file, monkeypatch, case):
 
 
 def test_without_quippy_the_campaign_is_refused_with_the_way_to_get_it(file, monkeypatch):
-    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: None)
+    monkeypatch.setattr("campaign.config.training_checks.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         load_campaign(file())
     (problem,) = caught.value.problems
