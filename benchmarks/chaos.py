@@ -287,63 +287,94 @@ def refusals(run: Path) -> int:
     return (run / "logs" / "parsl.log").read_text().count("Submit command failed")
 
 
-def main() -> None:
-    """Run the benchmark."""
+def undisturbed(folder: Path) -> tuple[Path, float]:
+    """Run the campaign without faults, unless that was done before; return its run directory and its seconds."""
+    note, began = folder / "whole.seconds", time.time()
+    if not note.exists():
+        if start(folder, "whole", folder / "whole.log").wait() != 0:
+            raise SystemExit((folder / "whole.log").read_text()[-3000:])
+        note.write_text(f"{time.time() - began:.1f}")
+    return folder / "whole" / "kill", float(note.read_text())
+
+
+def rage(storm: Storm, reference: Path, faults: int, minutes: float, whole: float) -> tuple[list[Path], Counter[str]]:
+    """Run the campaign under faults, again and again until there were enough.
+
+    Parameters
+    ----------
+    storm
+        Does the faults.
+    reference
+        The undisturbed run.
+    faults, minutes
+        After so many, or so long, there are no more.
+    whole
+        Seconds that the undisturbed run took.
+
+    Returns
+    -------
+    list, Counter
+        The run directories, and what was found in them that is not as in the undisturbed one.
+    """
+    runs: list[Path] = []
+    found: Counter[str] = Counter()
+    began = time.time()
+    # so many that the campaign is hit ten times or more, and not so many that no task comes to its end
+    end, gap = began + 60 * minutes, max(min(8.0, 54 * minutes / faults), whole / 10)
+    while sum(storm.done.values()) < faults and time.time() < end:
+        storm.cluster.reset()
+        root = f"disturbed-{os.getpid()}-{len(runs)}"
+        try:
+            disturbed(storm, root, faults, end, gap)
+        finally:
+            storm.driver.kill()
+        runs.append(storm.run)
+        found.update(differences(reference, storm.run))
+        found["redone"] += redone(storm.run)
+        say(f"{root}: complete after {time.time() - began:.0f} s; {dict(found)}")
+    found["campaigns that gave up"] = len(storm.stopped)
+    return runs, found
+
+
+def options_of() -> argparse.Namespace:
+    """Return what was asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=30.0, help="no fault after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="each kind once")
     parser.add_argument("--keep", type=Path, help="folder to work in and to keep; an undisturbed run there is taken")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = options_of()
     faults = len(KINDS) if options.quick else options.faults
     folder = options.keep or Path(tempfile.mkdtemp(prefix="campaign-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
-    note = folder / "whole.seconds"
     (folder / "kill.yaml").write_text(CAMPAIGN.format(steps=64000 if options.quick else 128000))
     (folder / "argon.lmp").write_text(POTENTIAL)
     write_site(folder / "site.yaml", workers=1, walltime="00:05:00")
-    found: Counter[str] = Counter()
     with cluster() as slurm:
         os.environ.update(environment() | {"SLURM_CONF": slurm.configuration})
-        began = time.time()
-        if not note.exists():
-            if start(folder, "whole", folder / "whole.log").wait() != 0:
-                raise SystemExit((folder / "whole.log").read_text()[-3000:])
-            note.write_text(f"{time.time() - began:.1f}")
-        whole = float(note.read_text())
-        reference = folder / "whole" / "kill"
+        reference, whole = undisturbed(folder)
         tasks = len({r["task"] for r in read_ledger(reference / "ledger.jsonl")})
         say(f"undisturbed: {tasks} tasks in {whole:.0f} s")
         storm = Storm(slurm, folder, random.Random(options.seed))
-        began, runs = time.time(), 0
-        # so many that the campaign is hit ten times or more, and not so many that no task comes to its end
-        end, gap = began + 60 * options.minutes, max(min(8.0, 54 * options.minutes / faults), whole / 10)
-        while sum(storm.done.values()) < faults and time.time() < end:
-            slurm.reset()
-            root = f"disturbed-{os.getpid()}-{runs}"
-            try:
-                disturbed(storm, root, faults, end, gap)
-            finally:
-                storm.driver.kill()
-            runs += 1
-            found.update(differences(reference, folder / root / "kill"))
-            found["redone"] += redone(folder / root / "kill")
-            say(f"{root}: complete after {time.time() - began:.0f} s; {dict(found)}")
+        began = time.time()
+        runs, found = rage(storm, reference, faults, options.minutes, whole)
         seconds = time.time() - began
-    records = [read_ledger(folder / f"disturbed-{os.getpid()}-{k}" / "kill" / "ledger.jsonl") for k in range(runs)]
-    lost = sum(r["state"] == "failed" and r["transient"] for ledger in records for r in ledger)
-    refused = sum(refusals(folder / f"disturbed-{os.getpid()}-{k}" / "kill") for k in range(runs))
-    frames = runs * sum(s.frames for s in survey(reference)[0].board.shards if s.state == "ready")
-    found["campaigns that gave up"] = len(storm.stopped)
+    lost = sum(r["state"] == "failed" and r["transient"] for run in runs for r in read_ledger(run / "ledger.jsonl"))
+    frames = len(runs) * sum(s.frames for s in survey(reference)[0].board.shards if s.state == "ready")
     made = sum(storm.done.values())
     rows = [
         *((f"faults: {kind}", storm.done[kind]) for kind in KINDS),
         ("faults in all", made),
-        ("campaigns under faults / tasks of each", f"{runs} / {tasks}"),
+        ("campaigns under faults / tasks of each", f"{len(runs)} / {tasks}"),
         ("seconds: undisturbed / all under faults", f"{whole:.0f} / {seconds:.0f}"),
         ("attempts that the machine lost, made again", lost),
-        ("submissions that the scheduler refused, made again", refused),
+        ("submissions that the scheduler refused, made again", sum(refusals(run) for run in runs)),
         ("frames lost / duplicated", f"{found['lost']} / {found['duplicated']}"),
         ("frames compared, every column", frames),
         ("frames / labels / models that differ", f"{found['frames']} / {found['labels']} / {found['models']}"),

@@ -73,28 +73,6 @@ label: {{{label}}}
 #: Both later rungs start from the wavefunction of the attempt before.
 LADDER = "[template, more_steps, {{SCF/MAX_SCF: 300, restart: true}}]"
 CP2K = f"engine: cp2k, template: argon.inp, timeout: {{timeout}}, ladder: {LADDER}"
-TEMPLATE = """&FORCE_EVAL
-  METHOD QS
-  &DFT
-    BASIS_SET_FILE_NAME BASIS
-    POTENTIAL_FILE_NAME POTENTIAL
-    &SCF
-      EPS_SCF 1.0E-6
-      MAX_SCF 40
-    &END SCF
-    &XC
-      &XC_FUNCTIONAL PBE
-      &END XC_FUNCTIONAL
-    &END XC
-  &END DFT
-  &SUBSYS
-    &KIND Ar
-      BASIS_SET TOY
-      POTENTIAL TOY
-    &END KIND
-  &END SUBSYS
-&END FORCE_EVAL
-"""
 SITE = "site: two\nexecutors: {cpu: {provider: local, workers: 2}}\nstages: {default: cpu}\n"
 
 
@@ -157,7 +135,7 @@ def prepare(folder: Path, faults: list[str], label: str, seconds: float) -> Plac
     program.write_text(f"#!{sys.executable} -IS\n" + (HERE / "fake_cp2k.py").read_text())
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (folder / "faults.yaml").write_text(CAMPAIGN.format(frames=len(faults), label=label))
-    (folder / "argon.inp").write_text(TEMPLATE)
+    shutil.copy(HERE / "fake_cp2k.inp", folder / "argon.inp")
     (folder / "BASIS").write_text("Ar TOY\n 1\n")
     (folder / "POTENTIAL").write_text("Ar TOY\n 1\n")
     (folder / "site.yaml").write_text(SITE)

@@ -151,7 +151,7 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 
 
 def _summary(status: dict[str, Any], path: Path) -> list[str]:
-    from campaign.results import headline, hints
+    from campaign.results.headlines import headline, hints
 
     how = "transferred" if "transfer" in status["stages"] else "selected"
     lines = [f"{status['frames']} frames sampled, {status['selected']} {how}, {status['labelled']} labelled"]

@@ -14,12 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from campaign.errors import DiskFull, TooManyFailures
 from campaign.runtime.runner import Runner
 from campaign.stages.board import Board, Stage
 from campaign.store.rundir import FLUSH_EVERY, RunDirectory
 from campaign.tasks import Context, Json, Record, Task, remember
+
+S = TypeVar("S")
 
 #: Tasks handed to the runner at once, at most: so many, or two for each worker where that is more.
 IN_FLIGHT = 2000
@@ -125,6 +128,10 @@ class Flow:
                 else:
                     heapq.heappush(self._queue, (task.priority, next(self._count), task))
         return progress
+
+    def stage(self, kind: type[S]) -> S | None:
+        """Return the stage of this kind; None where it is not driven."""
+        return next((stage for stage in self.stages if isinstance(stage, kind)), None)
 
     def _stage(self, task: str, stage: str) -> Stage:
         """Return the stage that asked for a task; most often the one whose work it is."""

@@ -216,7 +216,7 @@ def status_of(run: Path) -> dict[str, Json]:
 
 def report_of(run: Path) -> Path:
     """Write the report of a run directory as it is now and return its path."""
-    from campaign.results import write_report
+    from campaign.results.report import write_report
 
     flow, spec = survey(run)
     path = open_existing(run)
@@ -227,7 +227,7 @@ def report_of(run: Path) -> Path:
 
 def export_of(run: Path, what: str, to: Path) -> int:
     """Write frames of a run directory to a file of another program (``results.export``); return how many."""
-    from campaign.results import export
+    from campaign.results.export import export
 
     flow, _ = survey(run)
     return export(flow, Store(open_existing(run) / "run.zarr"), what, to)
@@ -275,7 +275,8 @@ def _pack(flow: Flow, directory: RunDirectory) -> None:
 
 def _write_results(flow: Flow, directory: RunDirectory, status: dict[str, Json]) -> None:
     """Write the results that people open: models, validation, the report."""
-    from campaign.results import write_outputs, write_report
+    from campaign.results.files import write_outputs
+    from campaign.results.report import write_report
 
     write_outputs(flow, directory.path, directory.store)
     write_report(flow, directory.path, directory.store, status)

@@ -14,7 +14,8 @@ import campaign
 
 PACKAGE = Path(campaign.__file__).parent
 
-#: cli, remote -> pipeline -> flow -> stages -> engines, store, runtime -> science, config -> frames, tasks, errors
+#: cli, remote -> plan -> pipeline -> results -> flow
+#: -> stages, worker, report -> engines, store, runtime -> science, config -> frames, tasks, errors
 LAYERS = {
     "frames": 0,
     "tasks": 0,

@@ -14,83 +14,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from campaign.config.campaign_file import (
-        NPT,
-        NVT,
-        STAGES,
-        Campaign,
-        FakeModel,
-        FakeSample,
-        FileSample,
-        Loss,
-        Prepare,
-        Sample,
-        SchNet,
-        System,
-        Train,
-    )
-    from campaign.config.data_files import PotentialHeader, read_potential_header, read_structure
-    from campaign.config.labels import CALCULATORS, AseLabel, CP2KLabel, FakeLabel, Label, LammpsLabel, Potential
+    from campaign.config.campaign_file import NPT, Campaign
+    from campaign.config.data_files import read_potential_header, read_structure
+    from campaign.config.labels import CALCULATORS, Potential
     from campaign.config.load import Loaded, dump, load_campaign, load_site
-    from campaign.config.selections import Random, Representation, RNDStream, Select
+    from campaign.config.selections import RNDStream
     from campaign.config.site_checks import check_filled_in, check_together
     from campaign.config.site_file import Executor, Site
-    from campaign.config.structures import Packing, Prototype, StructureFile
     from campaign.config.templates import copy_template, site_names, site_path, template_names, template_path
-    from campaign.config.validations import RDF, Errors, Stability, Thresholds, Validate
+    from campaign.config.validations import Errors
 
 _HOME = {
-    "campaign_file": (
-        "NPT NVT STAGES Campaign FakeModel FakeSample FileSample Loss MOMT Prepare Sample SchNet System Train"
-    ),
-    "data_files": "PotentialHeader read_potential_header read_structure",
-    "labels": "CALCULATORS AseLabel CP2KLabel FakeLabel Label LammpsLabel Potential",
+    "campaign_file": "NPT Campaign",
+    "data_files": "read_potential_header read_structure",
+    "labels": "CALCULATORS Potential",
     "load": "Loaded dump load_campaign load_site",
-    "selections": "Random Representation RNDStream Select",
+    "selections": "RNDStream",
     "site_checks": "check_filled_in check_together",
     "site_file": "Executor Site",
-    "structures": "Packing Prototype StructureFile",
     "templates": "copy_template site_names site_path template_names template_path",
-    "validations": "RDF Errors Stability Thresholds Validate",
+    "validations": "Errors",
 }
 
 __all__ = [
     "CALCULATORS",
     "NPT",
-    "NVT",
-    "RDF",
-    "STAGES",
-    "AseLabel",
-    "CP2KLabel",
     "Campaign",
     "Errors",
     "Executor",
-    "FakeLabel",
-    "FakeModel",
-    "FakeSample",
-    "FileSample",
-    "Label",
-    "LammpsLabel",
     "Loaded",
-    "Loss",
-    "Packing",
     "Potential",
-    "PotentialHeader",
-    "Prepare",
-    "Prototype",
     "RNDStream",
-    "Random",
-    "Representation",
-    "Sample",
-    "SchNet",
-    "Select",
     "Site",
-    "Stability",
-    "StructureFile",
-    "System",
-    "Thresholds",
-    "Train",
-    "Validate",
     "check_filled_in",
     "check_together",
     "copy_template",

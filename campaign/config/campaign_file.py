@@ -1,7 +1,7 @@
 """The campaign file as frozen models, one class a variant; the variant is named by method, engine or model.
 
 Units: Å, eV, ps, K, bar. Every field says what it is; the text also ends the message about a wrong value.
-Checks that concern several keys or files are in ``physics``, so that all mistakes are found at once.
+Checks that concern several keys or files are in the modules ``*_checks``, so that all mistakes are found at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from campaign.config.selections import Distill, Select
 from campaign.config.structures import PROTOTYPES as PROTOTYPES
 from campaign.config.structures import Structure
 from campaign.config.transfers import Transfer
-from campaign.config.validations import Errors as Errors
 from campaign.config.validations import Validate
 
 #: Every stage, in the order of the campaign.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os.path
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from campaign.config import cp2k_data, cp2k_ladder
 from campaign.config.cp2k_electrons import fixed, spin_faults
@@ -13,8 +12,9 @@ from campaign.config.cp2k_files import NO_BASIS, method_of, of_rung
 from campaign.config.cp2k_kinds import kinds_of, named_entries, serves_all
 from campaign.config.cp2k_template import Template, check, check_data, examine
 from campaign.config.cp2k_tree import read_back
-from campaign.config.data_files import Fault, find, structure, taken
-from campaign.config.physics import View, structure_numbers
+from campaign.config.data_files import Fault, find, taken
+from campaign.config.structure_checks import starting_numbers
+from campaign.config.view import View
 from campaign.config.yaml_lines import Problem, show
 
 PLACE = ("label", "template")
@@ -66,13 +66,7 @@ def _elements(view: View, folder: Path, template: Template) -> Iterator[Problem]
     """Yield elements of the structure that the template cannot compute."""
     from ase.data import chemical_symbols
 
-    numbers: Any = structure_numbers(view)
-    written = view.text("system", "structure", "file")
-    if written:
-        path = find(written, folder)
-        atoms = path if isinstance(path, Fault) else structure(path)
-        numbers = [] if isinstance(atoms, Fault) else atoms.numbers
-    symbols = [chemical_symbols[z] for z in numbers]
+    symbols = [chemical_symbols[z] for z in starting_numbers(view, folder)]
     lacks = list(absent(template, sorted(set(symbols))))
     yield from (view.problem(PLACE, what, show(view.text(*PLACE)), remedy) for what, remedy in lacks)
     if not lacks:

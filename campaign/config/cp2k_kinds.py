@@ -156,11 +156,11 @@ def _check_entries(kind: Section, element: str, root: Section, data: dict[str, P
         known = [n for path in paths for n in cp2k_data.entries(path, element)]
         if name.upper() not in known:
             best = closest(name, known)
-            remedy = f"did you mean '{best}'?" if best else _known(element, what, known)
+            remedy = f"did you mean '{best}'?" if best else _known(element, known)
             yield Fault(f"{element} has no {what} of this name in {where}", show(name), remedy, named.line)
 
 
-def _known(element: str, what: str, known: list[str]) -> str:
+def _known(element: str, known: list[str]) -> str:
     if not known:
         return f"name a file that has {element} in it"
     return f"write one of {', '.join(known[:8])}"

@@ -173,17 +173,6 @@ def _reason(kind: str, said: str) -> str:
     return f"it takes {needed.get(kind, 'another value')}"
 
 
-def default_of(node: Element) -> Any:
-    """Return the value that a keyword has where it is not written; None where it has none."""
-    text = node.findtext("DEFAULT_VALUE")
-    if not text or not text.strip():
-        return None
-    try:
-        return value_of(node, text.strip())
-    except WrongValue:
-        return None
-
-
 def names(path: tuple[str, ...]) -> Iterator[str]:
     """Yield every keyword and section of a section."""
     found = section(path)

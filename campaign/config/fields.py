@@ -95,7 +95,6 @@ def switch(value: object) -> bool:
 
 
 Switch = Annotated[bool, BeforeValidator(switch)]
-Integer = Annotated[int, BeforeValidator(integer)]
 NonNegativeInteger = Annotated[int, Field(ge=0), BeforeValidator(integer)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(integer)]
 Several = Annotated[int, Field(ge=2), BeforeValidator(integer)]

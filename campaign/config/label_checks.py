@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from campaign.config.fields import suggest
 from campaign.config.labels import CALCULATOR_EXTRAS, PARAMETERS, Cached, texts_of
-from campaign.config.physics import View
+from campaign.config.view import View
 from campaign.config.yaml_lines import Problem, show
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from campaign.config.learning import Guards
-from campaign.config.physics import Part, View, present
+from campaign.config.view import Part, View, present
 from campaign.config.yaml_lines import Problem, show
 
 #: Models that have no weights to go on from: they are fitted at once.

@@ -12,16 +12,18 @@ from pydantic import BaseModel
 from campaign.config.campaign_file import NOT_YET, Campaign
 from campaign.config.cp2k_checks import check_template
 from campaign.config.fields import suggest
+from campaign.config.file_checks import check_files
 from campaign.config.label_checks import check_label
 from campaign.config.learning_checks import check_learning
 from campaign.config.momt_checks import check_momt
-from campaign.config.physics import View, check_files, check_keys
 from campaign.config.problems import validate
 from campaign.config.site_checks import check_site
 from campaign.config.site_file import Site
+from campaign.config.stage_checks import check_keys
 from campaign.config.templates import site_names, site_path
 from campaign.config.transfer_checks import check_transfer
 from campaign.config.validation_checks import check_validations
+from campaign.config.view import View
 from campaign.config.yaml_lines import Problem, read_document, show, write
 from campaign.errors import InputError
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from campaign.config.campaign_file import MOMT, Learn
 from campaign.config.data_files import Fault, find, structure
-from campaign.config.physics import ATOMS, View, structure_numbers
+from campaign.config.structure_checks import ATOMS, structure_numbers
+from campaign.config.view import View
 from campaign.config.yaml_lines import Problem
 
 #: Prototypes whose repeated cell is a cube where it is repeated alike along the three axes.

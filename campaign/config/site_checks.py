@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics, Trained
 from campaign.config.fields import suggest
 from campaign.config.labels import CP2KLabel
-from campaign.config.physics import View
 from campaign.config.site_file import ENGINES, OPTIONS, Executor, Site
+from campaign.config.view import View
 from campaign.config.yaml_lines import Problem, show
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from campaign.config.data_files import Fault, potential_header
-from campaign.config.physics import Part, View, structure_numbers
+from campaign.config.structure_checks import structure_numbers
+from campaign.config.view import Part, View
 from campaign.config.yaml_lines import Problem, show
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from campaign.config.data_files import Fault, find, structure
 from campaign.config.learning import Guards
-from campaign.config.physics import Part, View, check_prototype, structure_numbers
+from campaign.config.structure_checks import check_prototype, starting_numbers
 from campaign.config.validations import RUN, Overlap
+from campaign.config.view import Part, View
 from campaign.config.yaml_lines import Problem, show
 
 #: Tests that work on the run of a ``stability`` entry before them unless they describe their own.
@@ -180,13 +181,7 @@ def _elements(view: View, folder: Path) -> dict[str, int]:
 
     from ase.data import chemical_symbols
 
-    written = view.text("system", "structure", "file")
-    if written:
-        path = find(written, folder)
-        atoms = structure(path) if not isinstance(path, Fault) else path
-        symbols = [] if isinstance(atoms, Fault) else list(atoms.get_chemical_symbols())
-    else:
-        symbols = [chemical_symbols[z] for z in structure_numbers(view)]
+    symbols = [chemical_symbols[z] for z in starting_numbers(view, folder)]
     mapped = view.mapping("transfer", "species")
     return dict(Counter(str(mapped.get(s, s)) for s in symbols))
 

@@ -160,7 +160,7 @@ def _single_point(
             error.final = len(template.method(ladder)) <= 1
         notes |= {"restarted": inputs[text] is not None, "seconds": time.time() - start}
         notes |= {"cause": str(error), "unconverged": isinstance(error, Unconverged)}
-        _write(folder, notes, context)
+        _write(folder, notes)
         if not isinstance(error, Unconverged):
             tidy(folder)
         raise
@@ -168,7 +168,7 @@ def _single_point(
     notes |= {"scf_steps": result.steps, "version": result.version, "warnings": list(result.warnings)}
     notes |= {"spin": result.spin, "multiplicity": result.multiplicity}
     notes["net_force"] = float(np.abs(result.forces.sum(axis=0)).max())
-    _write(folder, notes, context)
+    _write(folder, notes)
     return result
 
 
@@ -201,7 +201,7 @@ def _check_grid(result: cp2k_output.Result, folder: Path, template: Template, la
         raise error
 
 
-def _write(folder: Path, notes: dict[str, Json], context: Context) -> None:
+def _write(folder: Path, notes: dict[str, Json]) -> None:
     """Write the report; of several frames the last one's stands for the attempt."""
     places = {folder, folder.parent} if folder.name.startswith("frame-") else {folder}
     for place in places:

@@ -102,7 +102,7 @@ def _context(data: Data) -> dict[str, Any]:
     reports: Sequence[Data] = data.get("validation") or []
     learning: Data = data.get("learning") or {}
     by_method = {str(r.get("method")): r for r in reports}  # the last of a kind is the one drawn
-    checks = [_check(r, selection) for r in reports]
+    checks = [_check(r) for r in reports]
     drawn: dict[str, Figure] = {}
 
     def draw(name: str, figure: Figure | None) -> str | None:
@@ -146,7 +146,7 @@ def _colours(records: Sequence[Data]) -> dict[str, str]:
     return STAGES | {str(r["stage"]): GREY for r in records if r["stage"] not in STAGES}
 
 
-def _check(report: Data, selection: Data) -> dict[str, Any]:
+def _check(report: Data) -> dict[str, Any]:
     """Sum up one validation as a title and lines of value against limit."""
     method = str(report.get("method"))
     lines: list[str] = []

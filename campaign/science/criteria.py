@@ -72,24 +72,7 @@ def judge(
     dt = asked["every"] * asked["timestep"]
     time = dt * (1 + np.arange(len(run)))
     force = np.linalg.norm(run.forces, axis=2).max(axis=1)
-    ratio = closest_ratio(run)
-    volume = run.volume / equilibrium.volume.mean()
-    guards = GUARDS | asked.get("guards", {})
-    closest, hardest, largest, hottest = (guards[name] for name in GUARDS)
-    swollen = (volume > largest) | (volume < 1.0 / largest)  # a cell that collapses is as bad as one that grows
-    extreme = volume[np.argmax(np.abs(np.log(volume)))]
-    each = {
-        "closest pair": (ratio, closest, "of the covalent radii", ratio < closest, ratio.min()),
-        "largest force": (force, hardest, "eV/Å", force > hardest, force.max()),
-        "volume": (volume, largest, "of the equilibrium", swollen, extreme),
-        "temperature": (kinetic, hottest, "of the set point", kinetic > hottest * asked["temperature"], None),
-    }
-    criteria = []
-    bad = np.zeros(len(run), dtype=bool)
-    for name, (values, limit, unit, over, worst) in each.items():
-        value = float(values.max() / asked["temperature"] if worst is None else worst)
-        criteria.append({"name": name, "limit": limit, "worst": value, "unit": unit, "ok": not over.any()})
-        bad |= over
+    broken, criteria = _guarded(run, kinetic, force, float(equilibrium.volume.mean()), asked)
     criteria += _drifts(run, kinetic, time, asked["temperature"])
     reached = float(time[-1])
     if sign is not None:
@@ -97,16 +80,6 @@ def judge(
         _add_sign(criteria, sign, asked, float(equilibrium.volume.mean()))
     whole = not failure and reached >= asked["time"] - dt
     criteria.append(_time_reached(asked, reached, whole, failure))
-    first = None
-    if bad.any():
-        k = int(np.argmax(bad))
-        broken = next(name for name, (_, _, _, over, _) in each.items() if over[k])
-        first = {"time": float(time[k]), "criterion": broken, "frame": run.ids[k], "step": int(run.step[k])}
-    elif sign is not None:
-        first = {"time": reached, "criterion": sign["criterion"], "frame": run.ids[-1], "step": sign["step"]}
-    elif failure:
-        first = {"time": reached, "criterion": failure, "frame": run.ids[-1], "step": int(run.step[-1])}
-    keep = np.unique(np.linspace(0, len(run) - 1, min(len(run), POINTS)).astype(int))
     series = {
         "time": time,
         "temperature": kinetic,
@@ -115,6 +88,7 @@ def judge(
         "max_force": force,
         "min_distance": minimum_distance(run),
     }
+    keep = np.unique(np.linspace(0, len(run) - 1, min(len(run), POINTS)).astype(int))
     return {
         "method": "stability",
         "pass": all(c["ok"] for c in criteria),
@@ -122,9 +96,49 @@ def judge(
         **{k: asked[k] for k in ("ensemble", "temperature", "pressure", "time")},
         "reached": reached,
         "criteria": criteria,
-        "first_bad": first,
+        "first_bad": _first_bad(run, time, reached, broken, sign, failure),
         "series": {k: np.round(v[keep], 5).tolist() for k, v in series.items()},
     }
+
+
+def _guarded(
+    run: Frames, kinetic: Array, force: Array, equilibrium: float, asked: dict[str, Any]
+) -> tuple[dict[str, Array], list[dict[str, Any]]]:
+    """Return which frames break each guard, and the criteria on them; ``equilibrium`` is a volume, Å^3."""
+    ratio = closest_ratio(run)
+    volume = run.volume / equilibrium
+    guards = GUARDS | asked.get("guards", {})
+    closest, hardest, largest, hottest = (guards[name] for name in GUARDS)
+    swollen = (volume > largest) | (volume < 1.0 / largest)  # a cell that collapses is as bad as one that grows
+    extreme = volume[np.argmax(np.abs(np.log(volume)))]
+    hot = kinetic > hottest * asked["temperature"]
+    each = {
+        "closest pair": (ratio < closest, closest, ratio.min(), "of the covalent radii"),
+        "largest force": (force > hardest, hardest, force.max(), "eV/Å"),
+        "volume": (swollen, largest, extreme, "of the equilibrium"),
+        "temperature": (hot, hottest, kinetic.max() / asked["temperature"], "of the set point"),
+    }
+    criteria = [
+        {"name": name, "limit": limit, "worst": float(worst), "unit": unit, "ok": not over.any()}
+        for name, (over, limit, worst, unit) in each.items()
+    ]
+    return {name: over for name, (over, *_) in each.items()}, criteria
+
+
+def _first_bad(
+    run: Frames, time: Array, reached: float, broken: dict[str, Array], sign: dict[str, Any] | None, failure: str
+) -> dict[str, Any] | None:
+    """Return when and how a run went wrong first: at a frame, between two, or in the end; None where it did not."""
+    bad = np.logical_or.reduce(list(broken.values()))
+    if bad.any():
+        k = int(np.argmax(bad))
+        criterion = next(name for name, over in broken.items() if over[k])
+        return {"time": float(time[k]), "criterion": criterion, "frame": run.ids[k], "step": int(run.step[k])}
+    if sign is not None:
+        return {"time": reached, "criterion": sign["criterion"], "frame": run.ids[-1], "step": sign["step"]}
+    if failure:
+        return {"time": reached, "criterion": failure, "frame": run.ids[-1], "step": int(run.step[-1])}
+    return None
 
 
 def _time_reached(asked: dict[str, Any], reached: float, ok: bool, failure: str) -> dict[str, Any]:

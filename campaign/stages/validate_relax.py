@@ -34,7 +34,7 @@ def work_relax(task: Task, context: Context, store: Store) -> Outcome:
     rows = []
     for k, spec in enumerate(p["structures"] or usual_crystals(build_structure(p["system"], context.run))):
         atoms = build_structure(spec, context.run)
-        entry: dict[str, Json] = {"name": _name(spec, k, atoms.get_chemical_formula()), "atoms": len(atoms)}
+        entry: dict[str, Json] = {"name": _name(spec, k), "atoms": len(atoms)}
         if p["rattle"]:
             atoms.rattle(p["rattle"], rng=np.random.default_rng([p["seed"], k]))
         relaxed, entry["reference"] = relax(atoms, reference, p["force"], p["steps"])
@@ -67,7 +67,7 @@ def usual_crystals(atoms: Atoms) -> list[dict[str, Json]]:
     ]
 
 
-def _name(spec: dict[str, Json], number: int, formula: str) -> str:
+def _name(spec: dict[str, Json], number: int) -> str:
     if spec.get("file"):
         return f"{number + 1} {Path(spec['file']).stem}"
     return f"{''.join(spec['elements'])} {spec['prototype']}"

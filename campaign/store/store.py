@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,8 @@ import numpy.typing as npt
 from campaign.errors import SchemaError, StoreError
 from campaign.frames import ADDED, LAYOUT, Frames, parse_frame_id
 from campaign.store import groups
+from campaign.store.checkpoints import CHECKPOINT, Checkpoints
+from campaign.store.packs import PACK, Batch, Place, even, frames_in
 from campaign.tasks import Record
 
 Array = npt.NDArray[Any]
@@ -40,24 +41,7 @@ KINDS = {
 #: Records of calculations that failed for good.
 QUARANTINE = "quarantined"
 
-#: Names of groups that are not the result of one task.
-PACK, CHECKPOINT = "pack-", "from-"
-
-#: Frames and bytes in a packed group, at most: packing holds twice that in memory.
-PACK_FRAMES, PACK_BYTES = 65536, 2**28
-
 FRAME_ARRAYS = tuple(LAYOUT)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a task's frames lie: rows ``start`` to ``stop`` of a group, and the attributes it was published with."""
-
-    path: Path
-    record: Record
-    start: int
-    stop: int
-    packed: bool
 
 
 class Store:
@@ -80,7 +64,7 @@ class Store:
         self.path = path
         self._places: dict[str, Place] = {}
         self._packs: set[str] = set()
-        self._checkpoints: dict[str, tuple[Path, str, int, int]] = {}  # packed ones: group, array, rows
+        self.checkpoints = Checkpoints(path / "checkpoints", self.aside)
         if (path / groups.META).exists():
             _check_schema(path)
         else:
@@ -177,8 +161,8 @@ class Store:
         task, kind = record["task"], KINDS[record["stage"]]
         arrays = {name: a for name, a in arrays.items() if name not in ADDED or not np.isnan(a).all()}
         if checkpoint is not None:
-            groups.publish(self._checkpoint(task), self.aside, checkpoint, {"task": task})
-        attributes = {"record": record, "rows": _rows(arrays)}
+            self.checkpoints.publish(task, checkpoint)
+        attributes = {"record": record, "rows": frames_in(arrays)}
         return groups.publish(self.path / kind / task, self.aside, arrays, attributes, named=False)
 
     def flush_names(self, stages: Iterable[str]) -> None:
@@ -190,9 +174,6 @@ class Store:
         except OSError as error:
             raise groups.translate(error, self.path) from error
 
-    def _checkpoint(self, task: str) -> Path:
-        return self.path / "checkpoints" / f"{CHECKPOINT}{task}"
-
     def checkpoint(self, task: str) -> dict[str, Array]:
         """Return what a finished task left for the one that continues it.
 
@@ -201,14 +182,7 @@ class Store:
         StoreError
             There is none.
         """
-        path = self._checkpoint(task)
-        if (path / groups.META).exists():
-            return groups.read_arrays(path)
-        self._index_checkpoints()
-        if task not in self._checkpoints:
-            raise StoreError(f"{self.path} has no checkpoint of task {task}: it was removed, or never finished.")
-        path, name, start, stop = self._checkpoints[task]
-        return groups.read_arrays(path, (name,), slice(start, stop))
+        return self.checkpoints.read(task)
 
     def quarantine(self, record: Record) -> None:
         """Remember that a task failed for good."""
@@ -316,7 +290,7 @@ class Store:
                 self._index_pack(path)
         replaced = []
         packed = 0
-        batch = _Batch()
+        batch = Batch()
         for chain in chains:
             for task in chain:
                 place = self.locate(stage, task)
@@ -324,57 +298,21 @@ class Store:
                     replaced.append(kind / task)
                 elif place.stop > place.start:
                     arrays = groups.read_arrays(place.path)
-                    if not _even(arrays):
+                    if not even(arrays):
                         continue
                     if not batch.takes(arrays):
                         packed += self._publish_pack(stage, batch)
-                        batch = _Batch()
+                        batch = Batch()
                     batch.add(arrays, place)
         packed += self._publish_pack(stage, batch)
         if keep_checkpoints:
-            self._pack_checkpoints([task for chain in chains for task in chain])
-            dropped = []
+            dropped = self.checkpoints.pack([task for chain in chains for task in chain])
         else:
-            dropped = [self._checkpoint(task) for chain in chains for task in chain[:-1]]
+            dropped = [self.checkpoints.path_of(task) for chain in chains for task in chain[:-1]]
         self._discard([*replaced, *dropped])
         return packed
 
-    def _pack_checkpoints(self, tasks: Sequence[str]) -> None:
-        """Join checkpoints of one array each into large groups; those packed before are only removed."""
-        self._index_checkpoints()
-        small = [t for t in tasks if (self._checkpoint(t) / groups.META).exists()]
-        batches: dict[str, dict[str, Array]] = {}  # array name -> task -> array
-        for task in small:
-            if task not in self._checkpoints:
-                ((name, array),) = groups.read_arrays(self._checkpoint(task)).items()
-                batch = batches.setdefault(name, {})
-                batch[task] = array
-                if _bytes(batch) > PACK_BYTES:
-                    self._publish_checkpoints(name, batches.pop(name))
-        for name, batch in batches.items():
-            self._publish_checkpoints(name, batch)
-        self._index_checkpoints()
-        self._discard(self._checkpoint(t) for t in small if t in self._checkpoints)
-
-    def _publish_checkpoints(self, name: str, batch: dict[str, Array]) -> None:
-        if len(batch) < 2:
-            return
-        first, *_, last = batch
-        path = self.path / "checkpoints" / f"{CHECKPOINT}{PACK}{first}-{last}"
-        table = [{"task": task, "rows": len(array)} for task, array in batch.items()]
-        groups.publish(path, self.aside, {name: np.concatenate(list(batch.values()))}, {"name": name, "tasks": table})
-
-    def _index_checkpoints(self) -> None:
-        for path in (self.path / "checkpoints").glob(f"{CHECKPOINT}{PACK}*"):
-            if str(path) not in self._packs:
-                self._packs.add(str(path))
-                attributes = groups.attributes(path)
-                start = 0
-                for entry in attributes["tasks"]:
-                    self._checkpoints[entry["task"]] = (path, attributes["name"], start, start + int(entry["rows"]))
-                    start += int(entry["rows"])
-
-    def _publish_pack(self, stage: str, batch: _Batch) -> int:
+    def _publish_pack(self, stage: str, batch: Batch) -> int:
         if len(batch.places) < 2:
             return 0
         names = [p.record["task"] for p in batch.places]
@@ -395,46 +333,6 @@ def _record(attributes: Any, path: Path) -> Record:
     if not isinstance(record, dict) or "task" not in record:
         raise StoreError(f"{path} holds no record of its task: it is damaged; remove it, and its task is done again.")
     return cast(Record, record)
-
-
-class _Batch:
-    """Groups that go into one pack: the same arrays, and at most PACK_FRAMES rows and PACK_BYTES."""
-
-    def __init__(self) -> None:
-        self.arrays: list[dict[str, Array]] = []
-        self.places: list[Place] = []
-        self.rows = self.bytes = 0
-
-    def takes(self, arrays: Mapping[str, Array]) -> bool:
-        if not self.arrays:
-            return True
-        first = self.arrays[0]
-        same = first.keys() == arrays.keys() and all(
-            first[k].shape[1:] == arrays[k].shape[1:] and first[k].dtype == arrays[k].dtype for k in first
-        )
-        return same and self.rows + _rows(arrays) <= PACK_FRAMES and self.bytes + _bytes(arrays) <= PACK_BYTES
-
-    def add(self, arrays: dict[str, Array], place: Place) -> None:
-        self.arrays.append(arrays)
-        self.places.append(place)
-        self.rows += _rows(arrays)
-        self.bytes += _bytes(arrays)
-
-
-def _rows(arrays: Mapping[str, Array]) -> int:
-    """Return how many frames a group holds, whatever else lies beside them; else the common length of its arrays."""
-    frames = {name: a for name, a in arrays.items() if name in FRAME_ARRAYS}
-    lengths = {len(a) if a.ndim else -1 for a in (frames or arrays).values()}
-    return lengths.pop() if len(lengths) == 1 and -1 not in lengths else 0
-
-
-def _even(arrays: Mapping[str, Array]) -> bool:
-    """Tell whether all arrays have a row a frame: a group with others beside them is never packed."""
-    return len({len(a) if a.ndim else -1 for a in arrays.values()}) == 1
-
-
-def _bytes(arrays: Mapping[str, Array]) -> int:
-    return sum(a.nbytes for a in arrays.values())
 
 
 def _rows_of(place: Place, index: Sequence[int] | None) -> slice | Array | None:

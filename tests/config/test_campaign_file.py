@@ -19,9 +19,9 @@ from campaign.config import (
     RNDStream,
     dump,
     load_campaign,
-    physics,
     read_potential_header,
     read_structure,
+    stage_checks,
     template_path,
 )
 from campaign.config.yaml_lines import parse, write
@@ -128,9 +128,9 @@ def test_wrong_representations(tmp_path: Path, representation: str, key: str, me
 
 def test_soap_without_dscribe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = SMALL + "select: {method: rnd_stream, size: 2, representation: {model: soap}}\n"
-    monkeypatch.setattr(physics, "find_spec", lambda name: object())
+    monkeypatch.setattr(stage_checks, "find_spec", lambda name: object())
     assert loads(tmp_path, text).select is not None
-    monkeypatch.setattr(physics, "find_spec", lambda name: None)
+    monkeypatch.setattr(stage_checks, "find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"select\.representation\.model: SOAP .*; run pip install 'campaign\[select\]'"
     ):

@@ -18,7 +18,7 @@ from campaign.config.cp2k_files import is_data, refused
 from campaign.config.cp2k_template import ALLOWED
 from campaign.config.cp2k_tree import read, read_back
 from campaign.config.data_files import Fault
-from campaign.config.physics import View
+from campaign.config.view import View
 from campaign.config.yaml_lines import read_document
 
 FILES = Path(__file__).parents[1] / "engines" / "cp2k"

@@ -595,7 +595,7 @@ def test_wrong_text(folder: Path, text: bytes, line: int, key: str, remedy: str)
 def test_a_selector_whose_package_is_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, package: str
 ) -> None:
-    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: None if name == package else name)
+    monkeypatch.setattr("campaign.config.stage_checks.find_spec", lambda name: None if name == package else name)
     (problem,) = problems_of(folder, GOOD.replace("rnd_stream", method))
     assert problem == (
         f"14: select.method: this selector is done by {package}, which is not installed, got {method}; "
@@ -615,7 +615,7 @@ def test_what_learning_needs_and_is_missing(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_fit_goes_on_from_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: name)
+    monkeypatch.setattr("campaign.config.training_checks.find_spec", lambda name: name)
     text = GOOD.replace("schnet, members: 2}", "gap, members: 2}\nlearn: {KEYS, md: {temperature: 9, time: 1}}")
     (problem,) = problems_of(folder, text.replace("KEYS", "warm_start: true"))
     assert problem.startswith("17: learn.warm_start: a model of gap is fitted at once")

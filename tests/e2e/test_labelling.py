@@ -33,28 +33,7 @@ label: {{engine: cp2k, template: cp2k/argon.inp, ladder: {ladder}{more}}}
 LADDER = "[template, more_steps, {SCF/MAX_SCF: 300, restart: true}]"
 #: Its last rung computes something else.
 RESCUE = "[template, more_steps, {SCF/MAX_SCF: 300, SCF/EPS_SCF: 1.0E-5, restart: true}]"
-
-TEMPLATE = """&FORCE_EVAL
-  &DFT
-    BASIS_SET_FILE_NAME BASIS
-    POTENTIAL_FILE_NAME POTENTIAL
-    &SCF
-      EPS_SCF 1.0E-6
-      MAX_SCF 40
-    &END SCF
-    &XC
-      &XC_FUNCTIONAL PBE
-      &END XC_FUNCTIONAL
-    &END XC
-  &END DFT
-  &SUBSYS
-    &KIND Ar
-      BASIS_SET TOY
-      POTENTIAL TOY
-    &END KIND
-  &END SUBSYS
-&END FORCE_EVAL
-"""
+TEMPLATE = (ROOT / "benchmarks/fake_cp2k.inp").read_text()
 INLINE = Options(inline=True)
 
 

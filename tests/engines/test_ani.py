@@ -1,6 +1,7 @@
 """ANI's vectors are torchani's own; a campaign says what it lacks before anything runs."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -80,17 +81,6 @@ def test_without_torchani_a_model_and_its_file_say_so(tmp_path, monkeypatch):
             make()
 
 
-FILE = """campaign: small
-system:
-  structure: {prototype: rocksalt, elements: [Na, Cl], a: 5.64}
-sample: [{method: fake, frames: 8}]
-select: {method: random, size: 4}
-label: {engine: fake}
-train:
-  model: ani
-  cutoff: 6.0
-"""
-
 WRONG = {
     "key of a network": ("features: 64", "train.features", "64", "its features follow from its cutoffs"),
     "another": ("interactions: 3", "train.interactions", "3", "it passes no messages"),
@@ -103,14 +93,8 @@ WRONG = {
 
 
 @pytest.fixture
-def file(tmp_path):
-    """Return a function that writes a campaign file with one more line."""
-
-    def file(line=""):
-        (tmp_path / "c.yaml").write_text(FILE + (f"  {line}\n" if line else ""))
-        return tmp_path / "c.yaml"
-
-    return file
+def file(campaign_with):
+    return partial(campaign_with, "ani")
 
 
 @needs_torchani
@@ -132,7 +116,7 @@ def test_what_is_wrong_with_it_is_said_on_its_line(file, case):
 
 
 def test_without_torchani_the_campaign_is_refused_with_the_way_to_get_it(file, monkeypatch):
-    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: None)
+    monkeypatch.setattr("campaign.config.training_checks.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         load_campaign(file())
     (problem,) = caught.value.problems

@@ -1,6 +1,7 @@
 """GAP: what gap_fit learns, that its forces belong to its energy, its files, and what it says when it fails."""
 
 import runpy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,17 +153,6 @@ def test_without_quippy_it_says_so(monkeypatch):
     assert models.load("gap") is None
 
 
-FILE = """campaign: small
-system:
-  structure: {prototype: rocksalt, elements: [Na, Cl], a: 5.64}
-sample: [{method: fake, frames: 8}]
-select: {method: random, size: 4}
-label: {engine: fake}
-train:
-  model: gap
-  cutoff: 6.0
-"""
-
 WRONG = {
     "epochs": ("epochs: 5", "train.epochs", "5", "fitted at once"),
     "loss": ("loss: {forces: 1}", "train.loss", "{forces: 1}", "write 'noise:"),
@@ -173,19 +163,13 @@ WRONG = {
 
 
 @pytest.fixture
-def file(tmp_path):
-    """Return a function that writes a campaign file with one more line."""
-
-    def file(line=""):
-        (tmp_path / "c.yaml").write_text(FILE + (f"  {line}\n" if line else ""))
-        return tmp_path / "c.yaml"
-
-    return file
+def file(campaign_with):
+    return partial(campaign_with, "gap")
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_with_it_is_said_on_its_line(file, monkeypatch, case):
-    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: True)
+    monkeypatch.setattr("campaign.config.training_checks.find_spec", lambda name: True)
     assert load_campaign(file("sparse: 200")).spec.train.sparse == 200
     line, key, got, words = WRONG[case]
     with pytest.raises(InputError) as caught:
@@ -197,7 +181,7 @@ def test_what_is_wrong_with_it_is_said_on_its_line(file, monkeypatch, case):
 
 
 def test_without_quippy_the_campaign_is_refused_with_the_way_to_get_it(file, monkeypatch):
-    monkeypatch.setattr("campaign.config.physics.find_spec", lambda name: None)
+    monkeypatch.setattr("campaign.config.training_checks.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         load_campaign(file())
     (problem,) = caught.value.problems

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import campaign.engines.checkpoints as checkpoints
 from campaign.engines.checkpoints import NAME, Execution
 from campaign.engines.schnetpack import Potential, network
 from campaign.engines.schnetpack_together import stack
@@ -80,21 +79,10 @@ def test_each_member_ends_where_its_own_patience_does():
 
 
 @pytest.mark.parametrize("after", [1, 7, 14])
-def test_interrupted_at_any_step_it_ends_with_the_same_weights(tmp_path, monkeypatch, after):
-    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+def test_interrupted_at_any_step_it_ends_with_the_same_weights(tmp_path, interrupted, after):
     whole = train_ensemble(frames(), FEW, SEEDS)
-    save, written = checkpoints.Checkpoint.save, []
-
-    def stopping(self, state):
-        save(self, state)
-        written.append(1)
-        if len(written) == after:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.Checkpoint, "save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train_ensemble(frames(), FEW, SEEDS, execution=Execution(tmp_path / NAME))
+    with interrupted(after):
+        train_ensemble(frames(), FEW, SEEDS, execution=Execution(tmp_path / NAME))
     again = train_ensemble(frames(), FEW, SEEDS, execution=Execution(tmp_path / NAME))
     assert "continued" in again[0].summary
     for one, other in zip(whole, again, strict=True):

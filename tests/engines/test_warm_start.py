@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import campaign.engines.checkpoints as checkpoints
 from campaign.engines.checkpoints import NAME, Execution, WarmStart
 from campaign.engines.models import train as train_any
 from campaign.engines.schnetpack import Potential
@@ -108,22 +107,11 @@ def test_members_that_go_on_together_are_those_that_go_on_alone(before, kind):
 
 @pytest.mark.parametrize("seeds", [SEEDS[:1], SEEDS], ids=["one", "together"])
 @pytest.mark.parametrize("after", [1, 6, 11])
-def test_interrupted_at_any_step_it_ends_with_the_same_weights(tmp_path, monkeypatch, before, seeds, after):
-    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+def test_interrupted_at_any_step_it_ends_with_the_same_weights(tmp_path, interrupted, before, seeds, after):
     start = WarmStart(before[: len(seeds)], fresh())
     whole = train_ensemble(frames(), SPEC, seeds, start=start)
-    save, written = checkpoints.Checkpoint.save, []
-
-    def stopping(self, state):
-        save(self, state)
-        written.append(1)
-        if len(written) == after:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.Checkpoint, "save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train_ensemble(frames(), SPEC, seeds, start=start, execution=Execution(tmp_path / NAME))
+    with interrupted(after):
+        train_ensemble(frames(), SPEC, seeds, start=start, execution=Execution(tmp_path / NAME))
     again = train_ensemble(frames(), SPEC, seeds, start=start, execution=Execution(tmp_path / NAME))
     assert "continued" in again[0].summary
     for one, other in zip(whole, again, strict=True):

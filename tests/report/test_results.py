@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from campaign import results
 from campaign.config import Campaign, load_campaign, load_site, template_path
 from campaign.engines.lammps import BAR
 from campaign.engines.walkers import Stretch, pack_checkpoints
 from campaign.flow import Flow, History
 from campaign.frames import Frames
 from campaign.pipeline import Options, run, survey
-from campaign.results import hints
+from campaign.results import sampling
+from campaign.results.headlines import hints
 from campaign.stages.sample import Sample
 from campaign.store.store import Store
 from campaign.tasks import Task, new_record
@@ -123,7 +123,7 @@ def sampled(tmp_path: Path) -> tuple[Flow, Store]:
 
 
 def test_every_walker_is_read_from_its_last_finished_segment(sampled: tuple[Flow, Store]) -> None:
-    (found,) = results._sampling(*sampled)
+    (found,) = sampling.sampling(*sampled)
     assert [found[k] for k in ("name", "walkers", "steps", "stopped")] == ["momt", 3, 120, 1]
     assert (found["frames"], found["planned"]) == (8 + 8 + 4 + 4 + 4, 36)
     assert (found["set"], found["mean"]) == ([2000.0, 2000.0], 1990.0)
@@ -143,42 +143,42 @@ def test_every_walker_is_read_from_its_last_finished_segment(sampled: tuple[Flow
 def test_the_first_walkers_enthalpy_has_its_pressure_and_is_thinned(
     sampled: tuple[Flow, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    series = results._sampling(*sampled)[0]["momt"]["series"]
+    series = sampling.sampling(*sampled)[0]["momt"]["series"]
     assert series["step"] == list(range(10, 130, 10))
     assert series["h"] == pytest.approx([-step + 1e4 / BAR * 64 / 4 for step in series["step"]])
     assert series["q"] == [step / 1000 for step in series["step"]]
-    monkeypatch.setattr(results, "SERIES_POINTS", 3)
-    series = results._sampling(*sampled)[0]["momt"]["series"]
+    monkeypatch.setattr(sampling, "SERIES_POINTS", 3)
+    series = sampling.sampling(*sampled)[0]["momt"]["series"]
     assert series["step"] == [10, 50, 90]
-    monkeypatch.setattr(results, "SERIES_POINTS", 2)  # every sixth: not one of each segment
-    series = results._sampling(*sampled)[0]["momt"]["series"]
+    monkeypatch.setattr(sampling, "SERIES_POINTS", 2)  # every sixth: not one of each segment
+    series = sampling.sampling(*sampled)[0]["momt"]["series"]
     assert (series["step"], len(series["h"]), len(series["q"])) == ([10, 70], 2, 2)
 
 
 def test_packing_changes_nothing(sampled: tuple[Flow, Store]) -> None:
     flow, store = sampled
-    before = results._sampling(flow, store)
+    before = sampling.sampling(flow, store)
     (stage,) = flow.stages
     assert isinstance(stage, Sample)
     assert store.pack("sample", stage.packable(flow.board), keep_checkpoints=True) == 5
-    assert results._sampling(flow, Store(store.path)) == before
+    assert sampling.sampling(flow, Store(store.path)) == before
 
 
 def test_a_checkpoint_that_is_lost_or_of_another_version_is_left_out(sampled: tuple[Flow, Store]) -> None:
     flow, store = sampled
     (stage,) = flow.stages
     assert isinstance(stage, Sample)
-    store._discard([store._checkpoint(stage.chains[0][2][0].id)])  # walker 0's last
-    (found,) = results._sampling(flow, store)
+    shutil.rmtree(store.checkpoints.path_of(stage.chains[0][2][0].id))  # walker 0's last
+    (found,) = sampling.sampling(flow, store)
     assert found["momt"]["map"]["missing"] == [0]
     assert found["momt"]["map"]["visits"] == (visits(1, 0) + visits(2, 1)).tolist()
     store.checkpoint = lambda task: {"restart": np.zeros(7, "uint8")}  # type: ignore[method-assign]
-    assert results._sampling(flow, store)[0]["momt"]["map"] == {}
+    assert sampling.sampling(flow, store)[0]["momt"]["map"] == {}
 
 
 def test_a_fine_map_is_joined_to_what_a_page_can_hold(sampled: tuple[Flow, Store], monkeypatch: Any) -> None:
-    monkeypatch.setattr(results, "MAP_CELLS", 3)
-    found = results._sampling(*sampled)[0]["momt"]["map"]
+    monkeypatch.setattr(sampling, "MAP_CELLS", 3)
+    found = sampling.sampling(*sampled)[0]["momt"]["map"]
     total = visits(0, 2) + visits(1, 0) + visits(2, 1)
     assert np.shape(found["visits"]) == (3, 2)
     assert np.sum(found["visits"]) == total.sum()
@@ -191,13 +191,13 @@ def test_nothing_finished_and_nothing_ordered(tmp_path: Path) -> None:
     stage = Sample(campaign(order="none"), {POTENTIAL: "abc"})
     flow = Flow([stage], History())
     flow.survey()
-    (found,) = results._sampling(flow, Store(tmp_path / "run.zarr"))
+    (found,) = sampling.sampling(flow, Store(tmp_path / "run.zarr"))
     assert (found["frames"], found["steps"], found["mean"], found["momt"]) == (0, None, None, None)
     store = Store(tmp_path / "other.zarr")
     publish(store, stage.chains[0][0][0], {}, set())
     flow = Flow([stage := Sample(campaign(order="none"), {POTENTIAL: "abc"})], History(store.scan()))
     flow.survey()
-    momt = results._sampling(flow, store)[0]["momt"]
+    momt = sampling.sampling(flow, store)[0]["momt"]
     assert momt["ordered"] is False
     assert momt["series"]["q"] == []
 
@@ -238,7 +238,7 @@ def test_a_report_of_a_real_run(tmp_path: Path) -> None:
     (tmp_path / "real.yaml").write_text(TEXT)
     run(load_campaign(tmp_path / "real.yaml"), load_site("local"), tmp_path / "real", Options(inline=True))
     flow, _ = survey(tmp_path / "real")
-    (found,) = results._sampling(flow, Store(tmp_path / "real" / "run.zarr"))
+    (found,) = sampling.sampling(flow, Store(tmp_path / "real" / "run.zarr"))
     momt = found["momt"]
     (walker,) = momt["walkers"]
     assert (found["frames"], walker["steps"]) == (20, [100, 200])

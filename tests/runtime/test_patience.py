@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from parsl.executors import HighThroughputExecutor
 from parsl.jobs.states import JobState, JobStatus
 
 from campaign.runtime import patience
@@ -76,8 +77,8 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> Any:
         made._status[name] = JobStatus(JobState[state], None if made.takes() else f"{REFUSED} {name}: no")
         return [name] if made.takes() else []
 
-    monkeypatch.setattr(kind.__mro__[1], "scale_out_facade", scale_out)
-    monkeypatch.setattr(kind.__mro__[1], "poll_facade", lambda self: None)
+    monkeypatch.setattr(HighThroughputExecutor, "scale_out_facade", scale_out)
+    monkeypatch.setattr(HighThroughputExecutor, "poll_facade", lambda self: None)
     return made
 
 

@@ -18,7 +18,7 @@ from campaign.engines.fake import ToyCrystal, sample
 from campaign.engines.schnetpack import network
 from campaign.frames import Frames
 from campaign.report.html import render
-from campaign.results import export
+from campaign.results.export import export
 from campaign.stages.board import Board, FrameSet
 from campaign.stages.validate import Validate
 from campaign.stages.validate_md import frames_of

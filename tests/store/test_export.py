@@ -15,7 +15,7 @@ from ase.io import read
 from campaign.errors import DiskFull, InputError
 from campaign.flow import Flow, History
 from campaign.frames import LAYOUT, Frames
-from campaign.results import export
+from campaign.results.export import export
 from campaign.store.export import WRITERS
 from campaign.store.store import Store
 

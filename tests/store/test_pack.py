@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import zarr
 
+from campaign.errors import StoreError
 from campaign.frames import Frames
-from campaign.store import groups, store
+from campaign.store import groups, packs
 from campaign.store.store import Store
 
 
@@ -45,7 +46,7 @@ def test_frame_beyond_its_task_is_not_its_neighbours(tmp_path: Path, make: Any) 
     ids = [make.publish(packed, k) for k in range(3)]
     packed.pack("sample", [ids])
     for wrong in (5, -1):
-        with pytest.raises(store.StoreError, match="frames 0 to 4"):
+        with pytest.raises(StoreError, match="frames 0 to 4"):
             packed.frames("sample", ids[1], [wrong])
 
 
@@ -99,7 +100,7 @@ def test_packs_are_limited_in_bytes(tmp_path: Path, make: Any, monkeypatch: pyte
     packed = Store(tmp_path / "run.zarr")
     ids = [make.publish(packed, k, n=10) for k in range(9)]
     one = sum(v.nbytes for _, v in make.frames(0, 10).arrays())
-    monkeypatch.setattr(store, "PACK_BYTES", 4 * one)
+    monkeypatch.setattr(packs, "PACK_BYTES", 4 * one)
     assert packed.pack("sample", [ids]) == 8  # 4 + 4, and one alone stays as it is
     assert len(list(groups.subgroups(packed.path / "pool"))) == 3
     for k, task in enumerate(ids):
