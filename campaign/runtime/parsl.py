@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from campaign.interpreter import SAFE_PATH, module_command
-from campaign.leftovers import end_leftovers
+from campaign.leftovers import end_leftovers, sockets_of
 from campaign.runtime.patience import InterchangeLost, cut_off, executor_class, give_up_late
 from campaign.runtime.providers import Ask, drain, end_jobs, once, provider
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
@@ -221,8 +221,9 @@ class ParslRunner:
     def _start_afresh(self) -> list[Record]:
         """End all workers, start new ones, and hand every task in flight back as lost by the machine."""
         in_two = any(cut_off(e) for e in self._kernel.executors.values())
+        sockets = sockets_of(self._token)
         _give_up(self._kernel)
-        end_leftovers(self._token)
+        end_leftovers(self._token, sockets)
         begun = {path.read_text().strip() for path in (self._logs / "workers").iterdir()}
         lost = [new_record(task, context.attempt) for task, context in self._flying.values()]
         for record, (task, context) in zip(lost, self._flying.values(), strict=True):
@@ -250,11 +251,12 @@ class ParslRunner:
         """Stop the workers and end the jobs; tasks in flight are abandoned."""
         with contextlib.suppress(OSError):  # the next driver would learn it again
             (self._logs / LEARNED).write_text(json.dumps(self._drain))
+        sockets = sockets_of(self._token)
         _give_up(self._kernel)
         for name, executor in self._kernel.executors.items():
             if name in self._site.executors and self._site.executors[name].provider != "local":
                 _cancel_left(executor)
-        end_leftovers(self._token)
+        end_leftovers(self._token, sockets)
         self._close_log()
 
 

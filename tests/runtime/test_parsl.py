@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ import psutil
 import pytest
 
 from campaign.config import load_site
+from campaign.leftovers import end_leftovers
 from campaign.pipeline import status_of, survey
 from campaign.runtime.parsl import ParslRunner
 from campaign.store.ledger import read_ledger
@@ -67,6 +69,40 @@ def test_records_come_back_and_a_lost_worker_is_a_transient_failure(tmp_path: Pa
         assert "Lost" in lost["cause"]
     finally:
         runner.close()
+
+
+def test_nothing_stays_in_the_folder_for_temporary_files(
+    tmp_path: Path, path_with_parsl: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsl ends its workers by a signal, and the server of their multiprocessing leaves its socket."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # the path of a socket must be short
+        monkeypatch.setenv("TMPDIR", folder)
+        runner = ParslRunner(run_task, load_site("local"), tmp_path / "logs", "token-of-temporary-files")
+        try:
+            runner.submit(Task("noop", "a", {"k": 0}), Context(tmp_path))
+            assert [r["state"] for r in _wait(runner, 60)] == ["done"]
+            assert list(Path(folder).glob("pymp-*/listener-*"))
+        finally:
+            runner.close()
+        assert not os.listdir(folder)
+
+
+def test_what_a_killed_driver_left_is_ended_and_its_sockets_removed() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        there = Path(folder, "pymp-x", "listener-x")
+        there.parent.mkdir()
+        other = Path(folder, "listener-of-another")
+        serve = "import socket, sys, time\nheld = [socket.socket(socket.AF_UNIX) for _ in sys.argv[1:]]\n"
+        serve += "for one, path in zip(held, sys.argv[1:]): one.bind(path); one.listen()\nprint('up', flush=True)\n"
+        serve += "time.sleep(600)"
+        environment = {**os.environ, TOKEN_VARIABLE: "token-of-a-killed-driver"}
+        command = [sys.executable, "-c", serve, str(there), str(other)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as left:
+            assert left.stdout is not None
+            assert left.stdout.readline() == "up\n"
+            assert end_leftovers("token-of-a-killed-driver") == 1
+            left.wait(10)
+        assert os.listdir(folder) == [other.name]  # what is not multiprocessing's is not touched
 
 
 def test_idle_workers_that_were_killed_do_not_hang_the_campaign(tmp_path: Path, path_with_parsl: None) -> None:
