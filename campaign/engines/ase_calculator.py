@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def calculator(model: Forces) -> Calculator:
-    """Wrap anything with ``evaluate``; the class is made here because ASE is only imported where it is used."""
+    """Wrap anything with ``evaluate``; the class is made here because ASE is only imported where it is used.
+
+    Its calculation raises ``EngineError`` for atoms that are not periodic in three directions.
+    """
     from ase.calculators.calculator import Calculator, all_changes
     from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -28,6 +32,11 @@ def calculator(model: Forces) -> Calculator:
             self, atoms: Any = None, properties: Sequence[str] = ("energy",), system_changes: Any = all_changes
         ) -> None:
             super().calculate(atoms, properties, system_changes)
+            if not self.atoms.pbc.all():
+                raise EngineError(
+                    "The atoms are not periodic in three directions, and this potential takes every cell as periodic; "
+                    "set atoms.pbc = True, in a cell so wide that nothing meets its own image where it should not."
+                )
             frame = Frames.build(self.atoms.numbers, self.atoms.positions[None], np.array(self.atoms.cell))
             energy, forces, stress = model.evaluate(frame)
             self.results = {

@@ -20,7 +20,7 @@ import numpy as np
 
 from campaign.engines import process
 from campaign.engines.schnetpack import _UNITS, _Evaluates, read_model, require_species
-from campaign.engines.schnetpack_data import require_labels, training_set
+from campaign.engines.schnetpack_data import held_back, require_labels, species_present, training_set
 from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 from campaign.science.neighbours import require_sound
@@ -221,11 +221,11 @@ def _fit(command: Sequence[str], folder: Path, timeout: float) -> bytes:
 def _split(
     pairs: list[tuple[Frames, Array]], seed: int
 ) -> tuple[list[tuple[Frames, Array]], list[tuple[Frames, Array]]]:
-    """Return the frames to fit and those held back, a tenth by the seed; a single frame is both."""
+    """Return the frames to fit and those held back (``schnetpack_data.held_back``), a tenth; a single frame is both."""
     total = sum(len(b) for b, _ in pairs)
     back = np.zeros(total, dtype=bool)
     order = np.random.default_rng([seed & (2**63 - 1), 0x7261696E]).permutation(total)
-    back[order[: max(1, round(_HELD_BACK * total))]] = True
+    back[held_back(order, max(1, round(_HELD_BACK * total)), species_present([b for b, _ in pairs]))] = True
     masks = np.split(back, np.cumsum([len(b) for b, _ in pairs])[:-1])
     fit = [~m if total > 1 else m for m in masks]
     chosen = [[(b[m], c[m]) for (b, c), m in zip(pairs, some, strict=True) if m.any()] for some in (fit, masks)]

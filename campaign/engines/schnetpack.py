@@ -17,6 +17,7 @@ from campaign.engines.ase_calculator import calculator
 from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 from campaign.science.neighbours import Neighbours, neighbour_list
+from campaign.science.uncertainty import atomic_std
 
 if TYPE_CHECKING:
     import torch
@@ -408,6 +409,9 @@ class Potential(_Evaluates):
             weights = {k: v.numpy() for k, v in data["weights"].items()}
             if data["format"] < _FORMAT:
                 weights["wall"] = np.array([_OLD_WALL])
+            broken = [name for name, value in weights.items() if not np.isfinite(value).all()]
+            if broken:
+                raise RuntimeError(f"{broken[0]} is not finite")
             return cls(data["spec"], weights, precision)
         except (KeyError, RuntimeError, AttributeError) as error:  # weights that do not fit the network
             cause = str(error).split("\n")[0]
@@ -415,7 +419,10 @@ class Potential(_Evaluates):
 
 
 class Committee(_Evaluates):
-    """Several potentials as one: their mean, and their standard deviation as its uncertainty."""
+    """Several potentials as one: their mean, and their standard deviation as its uncertainty.
+
+    The deviation is that of the population the members are drawn from, as in ``science.uncertainty``.
+    """
 
     def __init__(self, members: Sequence[Potential]) -> None:
         if not members:
@@ -424,17 +431,38 @@ class Committee(_Evaluates):
 
     def evaluate(self, frames: Frames) -> Results:
         """Return the mean energy (n,), forces (n, a, 3) and stress (n, 3, 3), units as in :class:`Potential`."""
-        return self.evaluate_std(frames)[0]
+        return self._over(frames)[0]
 
     def evaluate_std(self, frames: Frames) -> tuple[Results, Results]:
-        """Return the mean and the standard deviation over the members of energy, forces and stress."""
-        parts = [self._all(frames[part]) for part in chunks(frames)]
-        mean, std = (tuple(np.concatenate([p[kind][k] for p in parts]) for k in range(3)) for kind in range(2))
-        return mean, std  # type: ignore[return-value]
+        """Return the mean and the standard deviation over the members of energy, forces and stress.
+
+        Raises
+        ------
+        EngineError
+            There is one member only.
+        """
+        self._require_two()
+        return self._over(frames)
 
     def atomic_std(self, frames: Frames) -> Array:
-        """Return (n, a) the standard deviation over the members of each atomic energy, eV."""
-        return np.asarray(np.std([m.atomic_energies(frames) for m in self.members], axis=0))
+        """Return (n, a) the standard deviation over the members of each atomic energy, eV.
+
+        Raises
+        ------
+        EngineError
+            There is one member only.
+        """
+        self._require_two()
+        return atomic_std(np.array([m.atomic_energies(frames) for m in self.members]))
+
+    def _require_two(self) -> None:
+        if len(self.members) < 2:
+            raise EngineError("The uncertainty of a committee needs two members or more; train another one.")
+
+    def _over(self, frames: Frames) -> tuple[Results, Results]:
+        parts = [self._all(frames[part]) for part in chunks(frames)] or [self._all(frames)]
+        mean, std = (tuple(np.concatenate([p[kind][k] for p in parts]) for k in range(3)) for kind in range(2))
+        return mean, std  # type: ignore[return-value]
 
     def _all(self, frames: Frames) -> tuple[Results, Results]:
         """Evaluate one block, with one neighbour list for all members of the same cutoff."""
@@ -445,5 +473,6 @@ class Committee(_Evaluates):
                 lists[member.cutoff] = neighbour_list(frames, member.cutoff)
             found.append(member.evaluate(frames, lists[member.cutoff]))
         stacks = [np.stack([f[k] for f in found]) for k in range(3)]
-        mean, std = [s.mean(axis=0) for s in stacks], [s.std(axis=0) for s in stacks]
+        spare = min(1, len(self.members) - 1)  # of one member nobody is told the deviation
+        mean, std = [s.mean(axis=0) for s in stacks], [s.std(axis=0, ddof=spare) for s in stacks]
         return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

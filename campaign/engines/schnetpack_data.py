@@ -145,6 +145,8 @@ def examples_of(
     spk = load_schnetpack()
     p = spk.properties
     energy = _interaction(block, targets.numbers, targets.energies)
+    # SchNetPack takes the volume with its sign, and nothing else from the cell: minus a left-handed one is right-handed
+    cell = block.cell * np.sign(np.linalg.det(block.cell))[:, None, None]
 
     def real(values: Array) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(values), dtype=torch.float32)
@@ -158,7 +160,7 @@ def examples_of(
             {
                 p.Z: torch.as_tensor(one.numbers[0].astype(np.int64)),
                 p.R: real(one.positions[0]),
-                p.cell: real(one.cell),
+                p.cell: real(cell[[k]]),
                 p.idx_i: torch.as_tensor(pairs.idx_i[half]),
                 p.idx_j: torch.as_tensor(pairs.idx_j[half]),
                 p.offsets: real(pairs.offsets[half]),
@@ -173,6 +175,36 @@ def examples_of(
             out[-1]["counted"] = some.to(torch.float32)
             out[-1]["target.forces"] = torch.where(some, out[-1]["target.forces"], 0.0)
     return out
+
+
+def species_present(blocks: Sequence[Frames]) -> Array:
+    """Return (frames, s) bool: which of the species of all blocks each frame has."""
+    numbers = np.unique(np.concatenate([b.numbers.ravel() for b in blocks]))
+    return np.concatenate([(b.numbers[:, :, None] == numbers).any(axis=1) for b in blocks])
+
+
+def held_back(order: Array, count: int, present: Array) -> Array:
+    """Return (count,) the frames to hold back: the first of ``order`` whose species are all in others that stay.
+
+    A species of which every frame is held back would be in the model, which has learnt nothing of it. Where there are
+    not so many frames to spare, they are simply the first.
+
+    Parameters
+    ----------
+    order
+        Frames that may be held back.
+    count
+        How many to take.
+    present : (frames, s) bool
+        Species of all frames.
+    """
+    left: Array = present.sum(axis=0)
+    found: list[int] = []
+    for frame in order:
+        if len(found) < count and (left[present[frame]] > 1).all():
+            left = left - present[frame]
+            found.append(frame)
+    return np.array(found, dtype=order.dtype) if len(found) == count else order[:count]
 
 
 def collate(examples: Sequence[Tensors]) -> Tensors:

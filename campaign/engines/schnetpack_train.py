@@ -18,9 +18,11 @@ from campaign.engines.schnetpack_data import (
     Targets,
     Tensors,
     examples_of,
+    held_back,
     normalised_as,
     require_labels,
     shortest_distances,
+    species_present,
     targets_of,
     training_set,
 )
@@ -47,7 +49,7 @@ _HELD_BACK = 0.1
 #: repulsion, by what the wall adds (see ``schnetpack.WALL``).
 _WALL_AT = 1.0
 #: Raised when the same spec, seed and frames give other weights: no checkpoint from before is continued.
-_VERSION = 3
+_VERSION = 4
 #: Said of a training that did not fit into the device's memory.
 _HALVED = (
     "The GPU's memory was too small for {} frames a step: each step was taken in two halves, with the same gradient; "
@@ -63,20 +65,21 @@ class _Member:
     ----------
     seed
         Decides the held-back frames and the order of the others.
-    frames
-        How many there are.
+    present : (frames, s) bool
+        Species of each frame.
     patience
         Epochs without a better one after which it ends; None: never.
     fresh : (frames,) bool
         Those that it has not seen before; None: all. Of these it holds back, half of them at most.
     """
 
-    def __init__(self, seed: int, frames: int, patience: int | None, fresh: Array | None = None) -> None:
+    def __init__(self, seed: int, present: Array, patience: int | None, fresh: Array | None = None) -> None:
+        frames = len(present)
         self._rng = np.random.default_rng([seed & (2**63 - 1), 0x7261696E])
         order = self._rng.permutation(frames)
         new = order if fresh is None else order[fresh[order]]
         most = len(new) if fresh is None else len(new) // 2
-        self.held = new[: max(1, min(most, round(_HELD_BACK * frames)))]
+        self.held = held_back(new, max(1, min(most, round(_HELD_BACK * frames))), present)
         # a single one is learnt from and judged by
         self.kept = order if len(new) == 1 else order[~np.isin(order, self.held)]
         self._patience = patience
@@ -308,7 +311,8 @@ def train_ensemble(
         for k, b in enumerate(blocks)
         for example in examples_of(b, targets, cutoff, pairs_once(spec), some[k] if some else None)
     ]
-    members = [_Member(seed, len(examples), spec["patience"], fresh) for seed in seeds]
+    present = species_present(blocks)
+    members = [_Member(seed, present, spec["patience"], fresh) for seed in seeds]
     optimisation = _optimisation(spec, _networks(spec, seeds, start), targets, len(members[0].kept), device, ranks)
     if start is not None:
         # the rate has to fall first: what it knew before makes a model of any epoch look good on a few frames

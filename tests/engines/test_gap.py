@@ -17,8 +17,9 @@ from campaign.errors import EngineError, InputError, Unphysical
 from campaign.frames import Frames
 
 SPEC = {"model": "gap", "cutoff": 4.0, "n_max": 4, "l_max": 3, "sparse": 30, "pairs": 15}
-crystal, labelled = (
-    runpy.run_path(str(Path(__file__).with_name("test_schnetpack.py")))[name] for name in ("crystal", "labelled")
+crystal, labelled, with_potassium = (
+    runpy.run_path(str(Path(__file__).with_name("test_schnetpack.py")))[name]
+    for name in ("crystal", "labelled", "with_potassium")
 )
 needs_quippy = pytest.mark.requires("quippy")
 
@@ -94,6 +95,14 @@ def test_forces_that_do_not_count_have_no_influence():
     np.testing.assert_array_equal(alike["xml"], other["xml"])
     np.testing.assert_array_equal(alike["training_set"], other["training_set"])
     assert not np.array_equal(alike["xml"], fit([frames])[0]["xml"])
+
+
+def test_a_species_of_one_frame_is_fitted_and_not_held_back():
+    blocks, seed = with_potassium()
+    pairs = [(b, np.ones(b.numbers.shape, dtype=bool)) for b in blocks]
+    kept, held = gap._split(pairs, seed)
+    assert 19 in np.concatenate([b.numbers.ravel() for b, _ in kept])
+    assert (sum(len(b) for b, _ in kept), sum(len(b) for b, _ in held)) == (9, 1)
 
 
 @needs_quippy

@@ -13,6 +13,7 @@ from campaign.errors import EngineError, Unphysical
 from campaign.frames import Frames
 from campaign.science.neighbours import neighbour_list
 from campaign.science.references import reference_energies
+from campaign.science.uncertainty import atomic_std
 
 SPEC = {"features": 16, "interactions": 2, "cutoff": 4.0}
 FAMILIES = {name: {**SPEC, "model": name} for name in ("schnet", "painn", "so3net")}
@@ -207,6 +208,15 @@ def test_calculator_gives_what_evaluate_gives():
     np.testing.assert_allclose(atoms.get_stress(voigt=False), stress[0], atol=1e-12)
 
 
+def test_a_calculator_does_not_take_a_molecule_for_a_crystal():
+    atoms = crystal(1).to_ase()[0]
+    atoms.calc = untrained().calculator()
+    for pbc in (False, (True, True, False)):
+        atoms.pbc = pbc
+        with pytest.raises(EngineError, match=r"periodic in three directions.*pbc = True"):
+            atoms.get_potential_energy()
+
+
 def test_committee_is_mean_and_deviation():
     members = [untrained(seed=s) for s in range(3)]
     committee = Committee(members)
@@ -215,16 +225,22 @@ def test_committee_is_mean_and_deviation():
     each = [m.evaluate(frames) for m in members]
     for k in range(3):
         np.testing.assert_allclose(mean[k], np.mean([e[k] for e in each], axis=0))
-        np.testing.assert_allclose(std[k], np.std([e[k] for e in each], axis=0), atol=1e-12)
+        np.testing.assert_allclose(std[k], np.std([e[k] for e in each], axis=0, ddof=1), atol=1e-12)
         np.testing.assert_allclose(committee.evaluate(frames)[k], mean[k])
     assert std[1].min() > 0
-    atomic = np.std([m.atomic_energies(frames) for m in members], axis=0)
-    np.testing.assert_allclose(committee.atomic_std(frames), atomic)
+    atomic = np.array([m.atomic_energies(frames) for m in members])
+    np.testing.assert_allclose(committee.atomic_std(frames), atomic_std(atomic))
     atoms = frames.to_ase()[0]
     atoms.calc = committee.calculator()
     np.testing.assert_allclose(atoms.get_forces(), mean[1][0])
     with pytest.raises(EngineError, match="at least one"):
         Committee([])
+    alone = Committee(members[:1])
+    np.testing.assert_allclose(alone.evaluate(frames)[1], each[0][1])
+    for uncertainty in (alone.evaluate_std, alone.atomic_std):
+        with pytest.raises(EngineError, match="two members"):
+            uncertainty(frames)
+    assert committee.evaluate(frames[:0])[1].shape == (0, 8, 3)
 
 
 def test_unknown_species_and_broken_frames_are_refused():
@@ -279,6 +295,15 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     torch.save({**data, "spec": {**SPEC, "features": 8}}, tmp_path / "other.pt")
     with pytest.raises(EngineError, match=r"other.pt is damaged .*export the model again"):
         Potential.load(tmp_path / "other.pt")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    untrained().export(tmp_path / "model.pt")
+    data = torch.load(tmp_path / "model.pt", weights_only=True)
+    data["weights"]["representation.embedding.weight"][11, 3] = float("nan")
+    torch.save(data, tmp_path / "broken.pt")
+    with pytest.raises(EngineError, match=r"broken.pt is damaged .*embedding.weight is not finite"):
+        Potential.load(tmp_path / "broken.pt")
 
 
 def test_a_file_that_is_no_potential_is_refused(tmp_path):
@@ -340,6 +365,34 @@ def test_the_hash_of_a_training_set_is_that_of_its_frames_and_labels(tmp_path):
     forces[1, 2, 0] = np.nextafter(forces[1, 2, 0], 9.0)
     other = [training_set([frames.with_(forces=forces)]), training_set([frames[:2]]), training_set([frames[[1, 0, 2]]])]
     assert len({training_set([frames]), *other}) == 4
+
+
+def test_the_hand_of_a_cell_does_not_change_what_is_learnt():
+    """SchNetPack's volume has a sign: with a left-handed cell it took the stress of a label for its opposite."""
+    right = labelled(4)
+    left = right.with_(cell=right.cell[:, [1, 0, 2]])
+    weights, _ = train([right], {**SPEC, "epochs": 2}, 3)
+    other, _ = train([left], {**SPEC, "epochs": 2}, 3)
+    for name in weights.keys() - {"training_set"}:
+        np.testing.assert_allclose(other[name], weights[name], atol=1e-5, err_msg=name)
+
+
+def with_potassium():
+    """Return nine frames of Na and Cl, one in which K stands for Na, and a seed that would hold just that one back."""
+    rare = labelled(1, seed=7)
+    blocks = [labelled(9), rare.with_(numbers=np.where(rare.numbers == 11, 19, rare.numbers).astype("int16"))]
+    seed = next(s for s in range(100) if np.random.default_rng([s, 0x7261696E]).permutation(10)[0] == 9)
+    return blocks, seed
+
+
+def test_a_species_of_one_frame_is_learnt_and_not_held_back():
+    blocks, seed = with_potassium()
+    weights, summary = train(blocks, {**SPEC, "epochs": 4}, seed)
+    assert (summary["train_frames"], summary["held_back"], summary["species"]) == (9, 1, [11, 17, 19])
+    first = network(SPEC, seed).state_dict()["representation.embedding.weight"].numpy()
+    moved = np.abs(weights["representation.embedding.weight"] - first).max(axis=1)
+    assert (moved[[11, 17, 19]] > 1e-6).all()
+    assert moved[20] == 0.0
 
 
 def test_a_single_frame_can_be_trained_on():

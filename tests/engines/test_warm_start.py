@@ -70,18 +70,19 @@ def test_the_loss_weighs_errors_as_that_of_a_model_trained_anew(before):
 
 
 def test_the_frames_to_judge_by_are_new_ones():
+    same = np.ones((40, 2), dtype=bool)  # every frame has all species
     new = np.zeros(40, dtype=bool)
     new[30:] = True
-    member = _Member(1, 40, None, new)
+    member = _Member(1, same, None, new)
     assert len(member.held) == 4
     assert new[member.held].all()
     assert sorted([*member.held, *member.kept]) == list(range(40))
     few = np.arange(40) >= 37
-    assert len(_Member(1, 40, None, few).held) == 1  # at most half of them: the rest is learnt from
-    one = _Member(1, 40, None, np.arange(40) == 7)
+    assert len(_Member(1, same, None, few).held) == 1  # at most half of them: the rest is learnt from
+    one = _Member(1, same, None, np.arange(40) == 7)
     assert one.held.tolist() == [7]
     assert sorted(one.kept) == list(range(40))
-    assert _Member(1, 40, None, np.ones(40, dtype=bool)).held.tolist() == _Member(1, 40, None).held.tolist()
+    assert _Member(1, same, None, np.ones(40, dtype=bool)).held.tolist() == _Member(1, same, None).held.tolist()
 
 
 def test_only_epochs_in_which_the_rate_has_fallen_are_chosen(before):
