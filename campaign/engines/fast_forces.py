@@ -152,8 +152,10 @@ class _Net:
         self._blocks = [(b.in2f, b.f2out[0], b.f2out[1]) for b in inside.interactions]
         self._tables = [_table(inside, b, potential.cutoff) for b in inside.interactions]
         z = np.asarray(numbers, dtype=np.int64)
-        core = np.zeros((1, 1)) if potential._core is None else potential._core.double().numpy()
-        self._core = core[np.ix_(z, z)] if potential._core is not None else np.zeros((len(z), len(z)))
+        if potential._core is None:
+            self._core = np.zeros(len(z), np.int64), np.zeros((1, 1))
+        else:
+            self._core = z, potential._core.double().numpy()
         self._wall = potential.wall
 
     def add(self, pairs: _Pairs, slopes: Array) -> float:
@@ -277,11 +279,15 @@ def _backward(
         slopes[e] += total * per
 
 
-def _wall(i: Array, j: Array, distances: Array, core: Array, height: float, slopes: Array) -> float:
-    """Return the energy of the walls between atoms (``schnetpack.Potential``) and add their slopes."""
+def _wall(i: Array, j: Array, distances: Array, core: tuple[Array, Array], height: float, slopes: Array) -> float:
+    """Return the energy of the walls between atoms (``schnetpack.Potential``) and add their slopes.
+
+    ``core`` is the kind of each atom, and the shortest distance of each two kinds.
+    """
+    kind, shortest = core
     energy = 0.0
     for e in range(i.shape[0]):
-        r0 = core[i[e], j[e]]
+        r0 = shortest[kind[i[e]], kind[j[e]]]
         if distances[e] < r0:
             inside = 1.0 - distances[e] / r0
             energy += height * inside**3

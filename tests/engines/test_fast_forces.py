@@ -1,5 +1,7 @@
 """The fast way to SchNet's forces is SchNet's: against float64, finite differences, a supercell, and a moving frame."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -134,6 +136,18 @@ def test_the_wall_is_as_high_as_the_weights_say():
             fast_forces(one, atoms.numbers).evaluate(atoms.positions, np.array(atoms.cell)), one.evaluate(frame(atoms))
         )
     assert high.evaluate(frame(atoms))[0] > low.evaluate(frame(atoms))[0] + 0.1
+
+
+@pytest.mark.parametrize("core", [None, 2.9])
+def test_memory_does_not_grow_with_the_square_of_the_atoms(core):
+    one, numbers = potential(core=core), np.tile([11, 17], 4000)
+    fast_forces(one, numbers[:2])  # what is loaded once
+    tracemalloc.start()
+    fast = fast_forces(one, numbers)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert fast is not None
+    assert held < most < 100 * 2**20  # a number for each two of them would be 488 MiB
 
 
 @pytest.mark.parametrize("family", ["painn", "so3net"])
