@@ -184,11 +184,12 @@ def main(folder: Path) -> None:
         if comm.rank == 0:
             _save(folder, number, found, world.rank)
         finished = True
-    except (CampaignError, OSError, MemoryError) as error:  # of one rank or of all: whoever is there writes it
-        _leave(error, folder, number, world.rank, ranks)
+    except Exception as error:  # of one rank or of all: whoever is there writes it
+        traceback.print_exc()
+        if isinstance(error, CampaignError | OSError | MemoryError):
+            _leave(error, folder, number, world.rank, ranks)
     finally:
         if not finished:
-            traceback.print_exc()
             sys.stderr.flush()
             world.Abort(1)  # ends every rank, also one that waits for this one
 

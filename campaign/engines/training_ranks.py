@@ -187,11 +187,11 @@ def main(folder: Path) -> None:
             )
         _train(folder, world, blocks, counted, job, execution, start)
         finished = True
-    except (CampaignError, OSError, MemoryError, RuntimeError) as error:  # of one rank or of all: whoever is there
+    except Exception as error:  # of one rank or of all: whoever is there
+        traceback.print_exc()
         _leave(error, folder, world.rank)
     finally:
         if not finished:
-            traceback.print_exc()
             sys.stderr.flush()
             world.Abort(1)  # ends every rank, also one that waits for this one
 
@@ -234,9 +234,14 @@ def _train(
 
 
 def _leave(error: Exception, folder: Path, rank: int) -> None:
-    """Write the error where ``train`` finds it, complete or not at all."""
+    """Write the error where ``train`` finds it, complete or not at all.
+
+    What nobody foresaw would come again, and is final, as in one process; but torch says by a ``RuntimeError`` that
+    another rank has ended.
+    """
     message = str(error) if isinstance(error, CampaignError) else f"{type(error).__name__}: {error}"
-    kind = "EngineError" if isinstance(error, EngineError) else "MachineFault"
+    machine = isinstance(error, CampaignError | OSError | MemoryError | RuntimeError)
+    kind = "EngineError" if isinstance(error, EngineError) or not machine else "MachineFault"
     if kind == "MachineFault" and (folder / FAILURE).exists():  # most often a rank whose peer has said why it ended
         return
     aside = folder / f".failure-{rank}"

@@ -77,6 +77,14 @@ def test_it_goes_on_from_the_checkpoint_of_one_process_and_leaves_its_own(tmp_pa
 def test_what_the_ranks_say_is_the_error(tmp_path):
     with pytest.raises(EngineError, match="Training diverged in epoch 1"):
         over(tmp_path, {**FEW, "rate": 1e30})
+    (left,) = tmp_path.glob("ranks-*")
+    assert "schnetpack_train.py" in (left / "stderr").read_text()  # where it happened
+
+
+def test_what_nobody_foresaw_is_not_the_machines_fault(tmp_path):
+    """Tried again, it would come again: as in one process, where such an error is final."""
+    with pytest.raises(EngineError, match="KeyError: 'schnett'"):
+        over(tmp_path, {**FEW, "model": "schnett"})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
