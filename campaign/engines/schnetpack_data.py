@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DELTA = 0.1
 #: Smallest spread by which a target is divided: eV/atom, eV/Å, eV/Å^3.
 _SMALLEST = {"energy": 1e-3, "forces": 1e-3, "stress": 1e-5}
+#: Å, at which two atoms are one: the direction from one to the other, and with it a network's slopes, mean nothing.
+_SAME_PLACE = 0.01
 #: What is learnt, in the order in which it stands wherever it has no name.
 PROPERTIES = ("energy", "forces", "stress")
 Tensors = dict[str, "torch.Tensor"]
@@ -139,6 +141,11 @@ def examples_of(
 
     Every pair is there ``once`` or in both directions (``schnetpack.pairs_once``). Where only some atoms' forces are
     ``counted`` (n, a), those of the others are not in the targets.
+
+    Raises
+    ------
+    EngineError
+        Two atoms of a frame are at the same place.
     """
     import torch
 
@@ -155,6 +162,10 @@ def examples_of(
     for k in range(len(block)):
         one = block[[k]]
         pairs = neighbour_list(one, cutoff)
+        if len(pairs) and (closest := float(pairs.distances(one.positions).min())) < _SAME_PLACE:
+            raise EngineError(
+                f"Frame {one.ids[0]} has two atoms {closest:.2g} Å apart, at the same place; leave it out."
+            )
         half = pairs.half if once else slice(None)
         out.append(
             {

@@ -367,6 +367,15 @@ def test_the_hash_of_a_training_set_is_that_of_its_frames_and_labels(tmp_path):
     assert len({training_set([frames]), *other}) == 4
 
 
+@pytest.mark.parametrize("family", ["schnet", "painn"])
+def test_two_atoms_at_one_place_are_named_and_the_rate_is_not_blamed(family):
+    frames = labelled(3)
+    x = frames.positions.copy()
+    x[1, 3] = x[1, 2] + frames.cell[1, 0]
+    with pytest.raises(EngineError, match=r"^Frame 0{16}:1 has two atoms .* at the same place; leave it out"):
+        train([frames.with_(positions=x)], {**FAMILIES[family], "epochs": 1}, 0)
+
+
 def test_the_hand_of_a_cell_does_not_change_what_is_learnt():
     """SchNetPack's volume has a sign: with a left-handed cell it took the stress of a label for its opposite."""
     right = labelled(4)
