@@ -227,7 +227,7 @@ def sites(
     root: Annotated[Path, typer.Option("--root", metavar="DIR", help="With --test: where runs would be.")] = Path("."),
 ) -> None:
     """List the sites; or show one with what will be asked for, and test it."""
-    from campaign.config import dump, load_site, site_names
+    from campaign.config import find_site, load_site, site_names
     from campaign.sites import describe, try_site
 
     if name is None:
@@ -235,8 +235,8 @@ def sites(
             print(f"{site_name:<14} {text}")
         return
     site = load_site(name)
-    print(dump(site), end="")
     if not test:
+        print(find_site(name).read_text(encoding="utf-8").rstrip("\n"))  # with its comments: what is to be looked up
         print("\n# What will be asked for:")
         for line in describe(site):  # as comments: what is printed is a site file
             print(f"# {line}".rstrip())
