@@ -17,7 +17,8 @@ import yaml
 from campaign.config import load_site, site_names
 from campaign.engines import process
 from campaign.errors import InputError
-from campaign.sites import describe, refused, try_site
+from campaign.runtime.patience import IDLE
+from campaign.sites import ENDED, UNHEARD, _amiss, _silence, describe, refused, try_site
 from campaign.stages import probe
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, new_record
 
@@ -291,3 +292,38 @@ def test_what_qsub_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (problem,) = caught.value.problems
     assert problem.startswith("site s: executor cpu: no worker answered in ")
     assert "qsub: Invalid account MSG=physics" in problem
+
+
+def test_a_worker_tells_when_there_is_no_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs make the folder, and go on without where they cannot."""
+    params = {"word": "mine", "engines": [], "ranks": 1, "gpus": 0, "scratch": str(tmp_path)}
+    (tmp_path / "word").write_text("mine")
+    with (tmp_path / "word").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        assert probe.work(Task("probe", "try", params), Context(tmp_path)).summary["faults"] == []
+        monkeypatch.setenv("TMPDIR", "/tmp")
+        (fault,) = probe.work(Task("probe", "try", params), Context(tmp_path)).summary["faults"]
+    assert fault.startswith(f"scratch: {tmp_path} cannot be made or written on the node; ")
+
+
+def test_what_a_job_says_before_its_workers_start_is_told(tmp_path: Path) -> None:
+    scripts = tmp_path / "000" / "submit_scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "a.stderr").write_text("line 3: module: command not found\nwelcome\n" * 3)
+    (scripts / "b.stderr").write_text("")
+    assert _amiss(tmp_path) == ["line 3: module: command not found"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (IDLE, "compare cores, cores_per_worker and binding"),
+        (ENDED, "look for a line of environment"),
+        (f"Failed: {UNHEARD}", "the node does not see this folder"),
+        ("", "look at the queue"),
+        ("bad", "the last that was said of its job: bad"),
+    ],
+)
+def test_what_a_silent_executor_is_asked(words: str, said: str) -> None:
+    assert said in _silence(words)
