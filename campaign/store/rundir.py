@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.config.data_files import FRAME_NOTES, TRANSFER_NOTE, is_own
-from campaign.errors import InputError, Locked, StoreError
+from campaign.errors import CampaignError, InputError, Locked, StoreError
 from campaign.leftovers import end_leftovers
 from campaign.store import groups
 from campaign.store.ledger import Ledger, read_ledger
@@ -148,9 +148,28 @@ class RunDirectory:
     def flush(self, every: float = 0.0) -> None:
         """Flush the names of published groups and the ledger, where there is any and the last flush is so long ago."""
         if self._unflushed and time.monotonic() - self._flushed >= every:
+            self._check_place()
             self.store.flush_names(self._unflushed)
             self.ledger.flush()
             self._unflushed, self._flushed = set(), time.monotonic()
+
+    def _check_place(self) -> None:
+        """Refuse to go on where the run directory is no more what it was: half of what comes would lie elsewhere.
+
+        Raises
+        ------
+        CampaignError
+            It was moved, removed or replaced.
+        """
+        mine = os.fstat(self._lock)
+        with suppress(OSError):
+            there = os.stat(self.path / "driver.lock")
+            if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                return
+        raise CampaignError(
+            f"{self.path} was moved or removed while this campaign was at work on it, so it ends here; put it back in "
+            "place of what lies there now, and give the same command again."
+        )
 
     def reached(self, task: str) -> float:
         """Return when a task last wrote a checkpoint (s since the epoch); 0 if there is none."""
