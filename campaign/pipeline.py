@@ -168,7 +168,8 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
             _pack(flow, directory)  # what an earlier run left small; nothing is in flight yet
             if flow.unfinished():
                 with _runner(site, directory, options.inline) as runner:
-                    flow.run(runner, directory, context, lambda: options.show(status()))
+                    waits_for = getattr(runner, "waits_for", str)  # those of this process wait for nobody
+                    flow.run(runner, directory, context, lambda: options.show({**status(), "waits_for": waits_for()}))
             _pack(flow, directory)
         except BaseException:  # whatever ends the run, people get to see what is there
             with suppress(OSError, StoreError):

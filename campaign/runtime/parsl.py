@@ -30,7 +30,7 @@ import psutil
 
 from campaign.interpreter import SAFE_PATH, module_command
 from campaign.leftovers import end_leftovers
-from campaign.runtime.patience import InterchangeLost, cut_off, executor_class, give_up_late
+from campaign.runtime.patience import AT_WORK, BAD, IDLE, InterchangeLost, cut_off, executor_class, give_up_late
 from campaign.runtime.providers import Ask, drain, end_jobs, once, provider
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
 
@@ -241,10 +241,27 @@ class ParslRunner:
         for executor in self._kernel.executors.values():
             for block in reversed(list(getattr(executor, "status_facade", {}).values())):
                 lines = [line.strip() for line in (block.stderr_summary or "").splitlines() if line.strip()]
-                said = lines[-1] if lines else " ".join((block.message or "").split())
+                idle = IDLE if block.state.name == "RUNNING" else ""
+                said = lines[-1] if lines else " ".join((block.message or "").split()) or idle
                 if said:
                     return said[:400]
         return ""
+
+    def waits_for(self) -> str:
+        """Return what keeps the tasks in flight from being done: jobs in the queue, or refused; nothing if they are."""
+        waiting, refused = 0, ""
+        for name in {self._site.place(t.stage, t.ranks, t.threads) for t, _ in list(self._flying.values())}:
+            states = list(getattr(self._kernel.executors.get(name), "status_facade", {}).values())
+            if self._site.executors[name].provider == "local" or any(s.state.name in AT_WORK for s in states):
+                return ""
+            pending = sum(s.state.name == "PENDING" for s in states)
+            waiting += pending
+            if states and not pending and states[-1].state.name in BAD:
+                text = " ".join(f"{states[-1].message or ''} {states[-1].stderr_summary or ''}".split())
+                said = text.rpartition("stderr=")[2][:300]  # Parsl's own words come before that
+                refused = f"executor {name} has no job ({said}); one is asked for again and again"
+        jobs = f"{waiting} job{'s' if waiting > 1 else ''} in the queue" if waiting else ""
+        return refused or jobs
 
     def close(self) -> None:
         """Stop the workers and end the jobs; tasks in flight are abandoned."""
