@@ -91,6 +91,8 @@ def run(
     """Run a campaign; the same command again continues it."""
     from campaign.config import load_campaign, load_site
 
+    if detach and inline:
+        raise InputError("--inline: a job of its own has workers, and --inline none; leave out one of the two.")
     problems: list[str] = []
     loaded = _collect(problems, load_campaign, file)
     machine = _collect(problems, load_site, site)

@@ -242,10 +242,7 @@ def _take_lock(path: Path, token: str) -> int:
     if not _lock(fd):
         holder = _read_holder(path)
         os.close(fd)
-        raise Locked(
-            f"{path.parent} is in use by another campaign on host {holder.get('host', 'unknown')}, process "
-            f"{holder.get('pid', 'unknown')}; wait for it to end, or stop it with: kill {holder.get('pid', 'PID')}"
-        )
+        raise _in_use(path.parent, holder)
     before = _read_holder(path)
     if before.get("host") == socket.gethostname() and before.get("token"):
         end_leftovers(str(before["token"]))
@@ -284,6 +281,26 @@ def _read_holder(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
         return {}
+
+
+def _in_use(run: Path, holder: Mapping[str, Any]) -> Locked:
+    return Locked(
+        f"{run} is in use by another campaign on host {holder.get('host', 'unknown')}, process "
+        f"{holder.get('pid', 'unknown')}; wait for it to end, or stop it with: kill {holder.get('pid', 'PID')}"
+    )
+
+
+def check_free(run: Path) -> None:
+    """Refuse a run directory that a driver is at work on.
+
+    Raises
+    ------
+    Locked
+        The message names its host and process.
+    """
+    found = holder(run)
+    if found is not None:
+        raise _in_use(run, found)
 
 
 def holder(run: Path) -> dict[str, Any] | None:
