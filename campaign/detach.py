@@ -19,7 +19,7 @@ def detach(file: Path, site_name: str, root: Path, until: str | None, retry: boo
     from campaign.config import load_campaign, load_site
     from campaign.config.site_checks import check_driver_filled_in
     from campaign.errors import InputError
-    from campaign.pipeline import check_path
+    from campaign.pipeline import check_run_path
     from campaign.plan import make_plan
     from campaign.runtime.driver_job import cost_of, job_of, submit_driver
     from campaign.store.rundir import check_free
@@ -33,7 +33,7 @@ def detach(file: Path, site_name: str, root: Path, until: str | None, retry: boo
     if until is not None and until not in spec.stages:
         raise InputError(f"--until: this campaign has no stage {until}; write one of {', '.join(spec.stages)}.")
     run = root.resolve() / spec.name
-    check_path(run)
+    check_run_path(run)
     check_free(run)
     place = str(Path(site_name).resolve()) if "/" in site_name or site_name.endswith((".yaml", ".yml")) else site_name
     words = ["run", str(file.resolve()), "--site", place, "--root", str(root.resolve())]

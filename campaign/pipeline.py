@@ -151,7 +151,7 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
     origin = transfer_origin(loaded, survey, sources, path)
     stages = stages_of(loaded.spec, digests(files), options.until, sources, label_methods(loaded), origin)
     if not options.inline:
-        check_path(path)
+        check_run_path(path)
     with RunDirectory(path) as directory:
         directory.write_inputs(dump(loaded.spec), dump(site), {**files, **notes(sources), **note(origin)})
         workers = 1 if options.inline else _workers(site)
@@ -180,7 +180,7 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
         return status(live=False)
 
 
-def check_path(path: Path) -> None:
+def check_run_path(path: Path) -> None:
     """Refuse a run directory that Parsl and the scripts of batch systems cannot name: workers would never start.
 
     Raises

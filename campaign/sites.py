@@ -220,7 +220,10 @@ def try_site(site: Site, patience: float = 120.0, root: Path | None = None) -> I
         With a line for each executor that gave no answer or is not fit to run campaigns, after all were tried.
     """
     root = Path.cwd() if root is None else root.resolve()
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--root: {root} cannot be made ({error.strerror}); name another place") from error
     problems = [f"site {site.name}: {fault}" for fault in no_room(root)]
     if problems:
         raise InputError(*problems)

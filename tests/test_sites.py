@@ -238,6 +238,14 @@ def test_whole_nodes_are_described(tmp_path: Path) -> None:
     assert "lammps on wide on 2 ranks: srun -n 2 python ..." in text
 
 
+def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=r"^--root: .*/file/runs cannot be made \(Not a directory\); name another place"
+    ):
+        list(try_site(load_site("local"), root=tmp_path / "file" / "runs"))
+
+
 def test_a_worker_tells_when_its_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
