@@ -225,7 +225,9 @@ def export(
 def sites(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A site's name or file.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Run one tiny task on each executor.")] = False,
-    patience: Annotated[float, typer.Option(metavar="SECONDS", help="With --test: how long to wait for each.")] = 300,
+    patience: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="With --test: how long to wait for each.")
+    ] = 300,
     root: Annotated[Path, typer.Option("--root", metavar="DIR", help="With --test: where runs would be.")] = Path("."),
 ) -> None:
     """List the sites; or show one with what will be asked for, and test it."""

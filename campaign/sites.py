@@ -19,6 +19,7 @@ from campaign.config.fields import suggest
 from campaign.config.site_checks import check_driver_filled_in
 from campaign.errors import CampaignError, InputError
 from campaign.runtime.patience import IDLE, REFUSED
+from campaign.runtime.providers import no_batch_system
 from campaign.stages.probe import no_room
 from campaign.tasks import Context, Json, Record, Task
 
@@ -233,7 +234,8 @@ def try_site(site: Site, patience: float = 120.0, root: Path | None = None) -> I
         start = time.time()
         single = site.model_copy(update=alone)
         where = f"site {site.name}: executor {name}"
-        faults = refused(single)
+        away = no_batch_system(site.executors[name])
+        faults = [f"{where}: {away}"] if away else refused(single)
         if faults:
             problems += faults
             continue

@@ -17,6 +17,7 @@ import yaml
 from campaign.config import load_site, site_names
 from campaign.engines import process
 from campaign.errors import InputError
+from campaign.runtime.parsl import ParslRunner
 from campaign.runtime.patience import IDLE
 from campaign.sites import ENDED, UNHEARD, _amiss, _silence, describe, refused, try_site
 from campaign.stages import probe
@@ -335,3 +336,21 @@ def test_what_a_job_says_before_its_workers_start_is_told(tmp_path: Path) -> Non
 )
 def test_what_a_silent_executor_is_asked(words: str, said: str) -> None:
     assert said in _silence(words)
+
+
+@pytest.mark.parametrize(("provider", "program"), [("slurm", "sbatch"), ("pbs", "qsub")])
+def test_a_machine_without_the_batch_system_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, program: str
+) -> None:
+    """Not after minutes of refused submissions."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "s.yaml").write_text(
+        f"site: s\nexecutors: {{cpu: {{provider: {provider}, cores: 4}}}}\nstages: {{default: cpu}}\n"
+    )
+    site = load_site(str(tmp_path / "s.yaml"))
+    with pytest.raises(InputError, match=f"executor cpu: this machine has no {program}; type the command on a login"):
+        list(try_site(site, root=tmp_path / "runs"))
+    runner = ParslRunner.__new__(ParslRunner)
+    runner._site, runner._reached = site, set()
+    with pytest.raises(InputError, match=f"executors.cpu: this machine has no {program}; "):
+        runner.submit(Task("noop", "a", {}), Context(tmp_path))

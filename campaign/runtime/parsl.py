@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from campaign.errors import InputError
 from campaign.interpreter import SAFE_PATH, module_command
 from campaign.leftovers import end_leftovers
 from campaign.runtime.patience import AT_WORK, BAD, IDLE, InterchangeLost, cut_off, executor_class, give_up_late
-from campaign.runtime.providers import Ask, drain, end_jobs, once, provider
+from campaign.runtime.providers import Ask, drain, end_jobs, no_batch_system, once, provider
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class ParslRunner:
         self._token = token
         self._patience = self._usual = patience
         self._count = itertools.count(1)
+        self._reached: set[str] = set()  # executors whose batch system is there
         self._flying: dict[str, tuple[Task, Context]] = {}
         self._heard = time.time()
         # executor -> seconds at the end of its blocks in which no task starts, as the driver before this one left it
@@ -126,8 +128,19 @@ class ParslRunner:
         return kernel
 
     def submit(self, task: Task, context: Context) -> None:
-        """Queue a task on its stage's executor; a lower priority number runs first."""
+        """Queue a task on its stage's executor; a lower priority number runs first.
+
+        Raises
+        ------
+        InputError
+            This machine has not the commands of the executor's batch system.
+        """
         name = self._site.place(task.stage, task.ranks, task.threads)
+        if name not in self._reached:
+            fault = no_batch_system(self._site.executors[name])
+            if fault:
+                raise InputError(f"site {self._site.name}: executors.{name}: {fault}")
+            self._reached.add(name)
         launch = {engine: list(words) for engine, words in self._site.launch_on(name).items()}
         context = replace(context, sent=next(self._count), launch=launch)
         self._flying[task.id] = (task, context)
