@@ -263,9 +263,12 @@ class ParslRunner:
     def waits_for(self) -> str:
         """Return what keeps the tasks in flight from being done: jobs in the queue, or refused; nothing if they are."""
         waiting, refused = 0, ""
-        for name in {self._site.place(t.stage, t.ranks, t.threads) for t, _ in list(self._flying.values())}:
-            states = list(getattr(self._kernel.executors.get(name), "status_facade", {}).values())
-            if self._site.executors[name].provider == "local" or any(s.state.name in AT_WORK for s in states):
+        blocks = {n: list(getattr(e, "status_facade", {}).values()) for n, e in self._kernel.executors.items()}
+        if any(s.state.name in AT_WORK for states in blocks.values() for s in states):
+            return ""  # most often: there may be very many tasks in flight to look at
+        for name in {self._site.place(t.stage, t.ranks, t.threads) for t, _ in self._flying.values()}:
+            states = blocks.get(name, [])
+            if self._site.executors[name].provider == "local":
                 return ""
             pending = sum(s.state.name == "PENDING" for s in states)
             waiting += pending
