@@ -91,6 +91,8 @@ def run(
     """Run a campaign; the same command again continues it."""
     from campaign.config import load_campaign, load_site
 
+    if detach and inline:
+        raise InputError("--inline: a job of its own has workers, and --inline none; leave out one of the two.")
     problems: list[str] = []
     loaded = _collect(problems, load_campaign, file)
     machine = _collect(problems, load_site, site)
@@ -223,11 +225,13 @@ def export(
 def sites(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A site's name or file.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Run one tiny task on each executor.")] = False,
-    patience: Annotated[float, typer.Option(metavar="SECONDS", help="With --test: how long to wait for each.")] = 300,
+    patience: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="With --test: how long to wait for each.")
+    ] = 300,
     root: Annotated[Path, typer.Option("--root", metavar="DIR", help="With --test: where runs would be.")] = Path("."),
 ) -> None:
     """List the sites; or show one with what will be asked for, and test it."""
-    from campaign.config import dump, load_site, site_names
+    from campaign.config import find_site, load_site, site_names
     from campaign.sites import describe, try_site
 
     if name is None:
@@ -235,8 +239,8 @@ def sites(
             print(f"{site_name:<14} {text}")
         return
     site = load_site(name)
-    print(dump(site), end="")
     if not test:
+        print(find_site(name).read_text(encoding="utf-8").rstrip("\n"))  # with its comments: what is to be looked up
         print("\n# What will be asked for:")
         for line in describe(site):  # as comments: what is printed is a site file
             print(f"# {line}".rstrip())

@@ -14,20 +14,27 @@ def detach(file: Path, site_name: str, root: Path, until: str | None, retry: boo
     Raises
     ------
     InputError
-        As ``campaign check``; the site has no batch system; the batch system refused the job.
+        As ``campaign check`` and ``campaign run``; the site has no batch system; the batch system refused the job.
     """
     from campaign.config import load_campaign, load_site
     from campaign.config.site_checks import check_driver_filled_in
     from campaign.errors import InputError
+    from campaign.pipeline import check_run_path
     from campaign.plan import make_plan
     from campaign.runtime.driver_job import cost_of, job_of, submit_driver
+    from campaign.store.rundir import check_free
 
     make_plan(file, site_name)
     site = load_site(site_name)
     unset = check_driver_filled_in(site)
     if unset:
         raise InputError(*unset)
-    run = root.resolve() / load_campaign(file).spec.name
+    spec = load_campaign(file).spec
+    if until is not None and until not in spec.stages:
+        raise InputError(f"--until: this campaign has no stage {until}; write one of {', '.join(spec.stages)}.")
+    run = root.resolve() / spec.name
+    check_run_path(run)
+    check_free(run)
     place = str(Path(site_name).resolve()) if "/" in site_name or site_name.endswith((".yaml", ".yml")) else site_name
     words = ["run", str(file.resolve()), "--site", place, "--root", str(root.resolve())]
     words += ["--until", until] if until else []

@@ -151,7 +151,7 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
     origin = transfer_origin(loaded, survey, sources, path)
     stages = stages_of(loaded.spec, digests(files), options.until, sources, label_methods(loaded), origin)
     if not options.inline:
-        _check_path(path)
+        check_run_path(path)
     with RunDirectory(path) as directory:
         directory.write_inputs(dump(loaded.spec), dump(site), {**files, **notes(sources), **note(origin)})
         workers = 1 if options.inline else _workers(site)
@@ -168,7 +168,8 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
             _pack(flow, directory)  # what an earlier run left small; nothing is in flight yet
             if flow.unfinished():
                 with _runner(site, directory, options.inline) as runner:
-                    flow.run(runner, directory, context, lambda: options.show(status()))
+                    waits_for = getattr(runner, "waits_for", str)  # those of this process wait for nobody
+                    flow.run(runner, directory, context, lambda: options.show({**status(), "waits_for": waits_for()}))
             _pack(flow, directory)
         except BaseException:  # whatever ends the run, people get to see what is there
             with suppress(OSError, StoreError):
@@ -179,9 +180,15 @@ def run(loaded: Loaded[Campaign], site: Site, path: Path, options: Options) -> d
         return status(live=False)
 
 
-def _check_path(path: Path) -> None:
-    """Refuse a run directory that the shell scripts of batch systems cannot name: workers would never start."""
-    bad = sorted(set(str(path.resolve())) & set(" \t\n'\"$`\\&;()<>|*?#~"))
+def check_run_path(path: Path) -> None:
+    """Refuse a run directory that Parsl and the scripts of batch systems cannot name: workers would never start.
+
+    Raises
+    ------
+    InputError
+        It has such characters. Slurm fills in ``%`` in the names of a job's files, and Parsl ``{}`` in its commands.
+    """
+    bad = sorted(set(str(path.resolve())) & set(" \t\n'\"$`\\&;()<>|*?#~%{}"))
     if bad:
         raise InputError(
             f"{path.resolve()}: workers cannot be started in a folder with {' '.join(map(repr, bad))} in its path; "

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 
 from campaign.config import check_filled_in
 from campaign.config.fields import suggest
+from campaign.config.site_checks import check_driver_filled_in
 from campaign.errors import CampaignError, InputError
-from campaign.runtime.patience import REFUSED
+from campaign.runtime.patience import IDLE, REFUSED
+from campaign.runtime.providers import no_batch_system
 from campaign.stages.probe import no_room
 from campaign.tasks import Context, Json, Record, Task
 
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 
 #: What Parsl says of a job that ended before its workers were heard of.
 UNHEARD = "workers failed to register"
+
+#: What is said here of such a job where its node sees the folder: Slurm wrote the job's output there.
+ENDED = "its job ended before its workers started"
+
+#: Of what a job writes into its error output before its workers start, the lines that tell of something missing.
+AMISS = re.compile(r"not found|no such|unknown|error|cannot|unable|denied", re.IGNORECASE)
 
 #: What Slurm's commands say on a machine that has them and no controller: nothing about the site.
 AWAY = "configuration source|contact slurm controller|Connection refused|Zero Bytes|timed out|was stopped after"
@@ -107,7 +115,18 @@ def refused(site: Site) -> list[str]:
             problems += _refused_by_slurm(site, name)
         if spec.provider == "pbs" and shutil.which("qstat"):
             problems += _unknown_queue(where, str(spec.options.get("queue", "")))
-    return problems
+    return problems + _driver_refused(site)
+
+
+def _driver_refused(site: Site) -> list[str]:
+    """Return a line where Slurm would refuse the job that the site file describes for the driver."""
+    from campaign.runtime.driver_job import job_of
+
+    known = site.driver is not None and site.driver.provider == "slurm" and shutil.which("sbatch")
+    if not known or check_driver_filled_in(site):  # --detach says what is not filled in
+        return []
+    alone = site.model_copy(update={"executors": {"driver": job_of(site)}, "stages": {"default": "driver"}})
+    return [line.replace("executors.driver", "driver", 1) for line in _refused_by_slurm(alone, "driver")]
 
 
 def _refused_by_slurm(site: Site, name: str) -> list[str]:
@@ -202,16 +221,21 @@ def try_site(site: Site, patience: float = 120.0, root: Path | None = None) -> I
         With a line for each executor that gave no answer or is not fit to run campaigns, after all were tried.
     """
     root = Path.cwd() if root is None else root.resolve()
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--root: {root} cannot be made ({error.strerror}); name another place") from error
     problems = [f"site {site.name}: {fault}" for fault in no_room(root)]
     if problems:
         raise InputError(*problems)
+    problems += _driver_refused(site)
     for name in site.executors:
-        alone = {"executors": {name: site.executors[name]}, "stages": {"default": name}}
+        alone = {"executors": {name: site.executors[name]}, "stages": {"default": name}, "driver": None}
         start = time.time()
         single = site.model_copy(update=alone)
         where = f"site {site.name}: executor {name}"
-        faults = refused(single)
+        away = no_batch_system(site.executors[name])
+        faults = [f"{where}: {away}"] if away else refused(single)
         if faults:
             problems += faults
             continue
@@ -233,6 +257,13 @@ def try_site(site: Site, patience: float = 120.0, root: Path | None = None) -> I
 def _silence(words: str) -> str:
     if not words:
         return "look at the queue and at the executor's options; a queue may take longer: --patience SECONDS"
+    if words == IDLE:
+        return (
+            f"{IDLE}; compare cores, cores_per_worker and binding with what the node has; workers that are slow to "
+            "start may take longer: --patience SECONDS"
+        )
+    if words == ENDED:
+        return f"{ENDED}, and without a word; look for a line of environment that ends it"
     if UNHEARD in words:
         return (
             "its job ended without a word, so the node does not see this folder: name one that all nodes share with "
@@ -249,10 +280,11 @@ def _told(name: str, record: Record, seconds: float) -> Iterator[str]:
     if not seen:
         return
     yield f"  node {seen['node']}: {seen['cores']} cores and {seen['gpus']} GPUs seen by the worker"
-    yield "  the folder is shared and takes data" if not seen["faults"] else "  the folder is not fit: see below"
+    yield "  the folder is shared and takes data" if not seen["faults"] else "  the folders are not fit: see below"
     for engine, found in seen["engines"].items():
         if "error" not in found:
-            yield f"  {engine} {found['version']}: {found['ranks']} MPI ranks seen"
+            yield f"  {engine} {found['version']}: {found['ranks']} MPI rank{'s' * (found['ranks'] > 1)} seen"
+    yield from (f"  its job said: {line}" for line in seen.get("said", ()))
 
 
 def _faults(site: Site, name: str, record: Record) -> Iterable[str]:
@@ -263,6 +295,11 @@ def _faults(site: Site, name: str, record: Record) -> Iterable[str]:
         yield f"the worker's Python {python} is not this one ({platform.python_version()}); {SAME}"
     yield from seen.get("faults", ())
     workers = site.workers_per_node(name)
+    if seen and spec.provider != "local" and spec.binding == "none" and seen["cores"] < spec.cores_of_node:
+        yield (
+            f"the node is said to have {spec.cores_of_node} cores, and a worker may use {seen['cores']} of them; write "
+            f"cores: {seen['cores']}, or leave out what keeps it to them (options, start)"
+        )
     if seen and 0 < seen.get("blind", 0) < workers:
         yield (
             f"{seen['blind']} of the node's {workers} workers see no GPU; ask for all GPUs under options, and write as "
@@ -321,6 +358,7 @@ def _answer(site: Site, patience: float, root: Path) -> tuple[Record | None, str
             "ranks": _ranks(spec),
             "gpus": spec.gpus,
             "engines": list(site.launch_on(name)),
+            "scratch": site.scratch,
         }
         end = time.time() + patience
         runner = ParslRunner(run_task, site, Path(folder) / "logs", uuid.uuid4().hex, patience=2 * patience)
@@ -334,9 +372,29 @@ def _answer(site: Site, patience: float, root: Path) -> tuple[Record | None, str
             while len(records) < count and time.time() < end and not runner.words().startswith(REFUSED):
                 records += runner.wait(1.0)
             words = "" if records and records[0]["state"] == "done" else runner.words()
+            said = _amiss(Path(folder) / "logs")
         finally:
             runner.close()
+        scripts = Path(folder) / "logs"
+        if UNHEARD in words and spec.provider == "slurm" and any(scripts.glob("*/submit_scripts/*.stdout")):
+            words = ENDED
     records.sort(key=lambda record: record["result"].get("number", 0))
     if count > 1 and records:
         records[0]["result"]["blind"] = sum(r["state"] == "done" and not r["result"]["gpus"] for r in records)
+    if records and records[0]["result"]:
+        records[0]["result"]["said"] = said
     return (records[0] if records else None), words
+
+
+def _amiss(logs: Path) -> list[Json]:
+    """Return what jobs wrote into their error output of something missing, such as a module; three lines at most."""
+    found: dict[str, Json] = {}
+    for path in sorted(logs.glob("*/submit_scripts/*.stderr")):
+        with contextlib.suppress(OSError):
+            lines = path.read_text(errors="replace").splitlines()
+            found |= {
+                re.sub(r"^\S*submit_scripts/\S+: ", "", line.strip())[:200]: None
+                for line in lines
+                if AMISS.search(line)
+            }
+    return list(found)[:3]

@@ -135,6 +135,10 @@ def test_check_prints_the_plan_as_json(toy: Path) -> None:
 def test_sites_lists_and_shows(tmp_path: Path) -> None:
     assert "local" in campaign("sites", cwd=tmp_path).stdout
     assert "executors:" in campaign("sites", "local", cwd=tmp_path).stdout
+    shown = campaign("sites", "perlmutter", cwd=tmp_path).stdout  # a copy to fill in has what is to be looked up
+    assert "#  - module load cp2k" in shown
+    assert "# check: docs.nersc.gov" in shown
+    assert "\n# What will be asked for:\n" in shown
     assert campaign("sites", "moon", cwd=tmp_path).returncode == 2
 
 

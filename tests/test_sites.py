@@ -17,7 +17,9 @@ import yaml
 from campaign.config import load_site, site_names
 from campaign.engines import process
 from campaign.errors import InputError
-from campaign.sites import describe, refused, try_site
+from campaign.runtime.parsl import ParslRunner
+from campaign.runtime.patience import IDLE
+from campaign.sites import ENDED, UNHEARD, _amiss, _silence, describe, refused, try_site
 from campaign.stages import probe
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, new_record
 
@@ -237,6 +239,14 @@ def test_whole_nodes_are_described(tmp_path: Path) -> None:
     assert "lammps on wide on 2 ranks: srun -n 2 python ..." in text
 
 
+def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=r"^--root: .*/file/runs cannot be made \(Not a directory\); name another place"
+    ):
+        list(try_site(load_site("local"), root=tmp_path / "file" / "runs"))
+
+
 def test_a_worker_tells_when_its_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -291,3 +301,56 @@ def test_what_qsub_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (problem,) = caught.value.problems
     assert problem.startswith("site s: executor cpu: no worker answered in ")
     assert "qsub: Invalid account MSG=physics" in problem
+
+
+def test_a_worker_tells_when_there_is_no_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs make the folder, and go on without where they cannot."""
+    params = {"word": "mine", "engines": [], "ranks": 1, "gpus": 0, "scratch": str(tmp_path)}
+    (tmp_path / "word").write_text("mine")
+    with (tmp_path / "word").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        assert probe.work(Task("probe", "try", params), Context(tmp_path)).summary["faults"] == []
+        monkeypatch.setenv("TMPDIR", "/tmp")
+        (fault,) = probe.work(Task("probe", "try", params), Context(tmp_path)).summary["faults"]
+    assert fault.startswith(f"scratch: {tmp_path} cannot be made or written on the node; ")
+
+
+def test_what_a_job_says_before_its_workers_start_is_told(tmp_path: Path) -> None:
+    scripts = tmp_path / "000" / "submit_scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "a.stderr").write_text("line 3: module: command not found\nwelcome\n" * 3)
+    (scripts / "b.stderr").write_text("")
+    assert _amiss(tmp_path) == ["line 3: module: command not found"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (IDLE, "compare cores, cores_per_worker and binding"),
+        (ENDED, "look for a line of environment"),
+        (f"Failed: {UNHEARD}", "the node does not see this folder"),
+        ("", "look at the queue"),
+        ("bad", "the last that was said of its job: bad"),
+    ],
+)
+def test_what_a_silent_executor_is_asked(words: str, said: str) -> None:
+    assert said in _silence(words)
+
+
+@pytest.mark.parametrize(("provider", "program"), [("slurm", "sbatch"), ("pbs", "qsub")])
+def test_a_machine_without_the_batch_system_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, program: str
+) -> None:
+    """Not after minutes of refused submissions."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "s.yaml").write_text(
+        f"site: s\nexecutors: {{cpu: {{provider: {provider}, cores: 4}}}}\nstages: {{default: cpu}}\n"
+    )
+    site = load_site(str(tmp_path / "s.yaml"))
+    with pytest.raises(InputError, match=f"executor cpu: this machine has no {program}; type the command on a login"):
+        list(try_site(site, root=tmp_path / "runs"))
+    runner = ParslRunner.__new__(ParslRunner)
+    runner._site, runner._reached = site, set()
+    with pytest.raises(InputError, match=f"executors.cpu: this machine has no {program}; "):
+        runner.submit(Task("noop", "a", {}), Context(tmp_path))

@@ -2,7 +2,7 @@
 
 Nothing is imported until it is asked for, so that ``import campaign.config`` costs nothing.
 
-Reading: `load_campaign`, `load_site`, `check_together`, `dump`, `read_potential_header`, `read_structure`.
+Reading: `load_campaign`, `load_site`, `find_site`, `check_together`, `dump`, `read_potential_header`, `read_structure`.
 Lists: `template_names`, `template_path`, `site_names`, `site_path`.
 Models: `Campaign` and its parts (``campaign_file``, ``selections``, ``labels``), `Site` and `Executor` (``site_file``).
 Units: Å, eV, ps, K, bar.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from campaign.config.campaign_file import NPT, Campaign
     from campaign.config.data_files import read_potential_header, read_structure
     from campaign.config.labels import CALCULATORS, Potential
-    from campaign.config.load import Loaded, dump, load_campaign, load_site
+    from campaign.config.load import Loaded, dump, find_site, load_campaign, load_site
     from campaign.config.selections import RNDStream
     from campaign.config.site_checks import check_filled_in, check_together
     from campaign.config.site_file import Executor, Site
@@ -28,7 +28,7 @@ _HOME = {
     "campaign_file": "NPT Campaign",
     "data_files": "read_potential_header read_structure",
     "labels": "CALCULATORS Potential",
-    "load": "Loaded dump load_campaign load_site",
+    "load": "Loaded dump find_site load_campaign load_site",
     "selections": "RNDStream",
     "site_checks": "check_filled_in check_together",
     "site_file": "Executor Site",
@@ -50,6 +50,7 @@ __all__ = [
     "check_together",
     "copy_template",
     "dump",
+    "find_site",
     "load_campaign",
     "load_site",
     "read_potential_header",

@@ -107,14 +107,7 @@ def load_site(name_or_path: str) -> Site:
     InputError
         With every problem of the file, or if there is no such site.
     """
-    text = str(name_or_path)
-    if "/" in text or text.endswith((".yaml", ".yml")):
-        path = Path(text)
-    elif text in site_names():
-        path = site_path(text)
-    else:
-        hint = suggest(text, site_names())
-        raise InputError(f"site: there is no such site, got {show(text)}; {hint}, or the path of a site file")
+    path = find_site(name_or_path)
     document = read_document(path)
     spec, problems = validate(Site, document, {})
     if isinstance(document.data, dict):
@@ -122,6 +115,23 @@ def load_site(name_or_path: str) -> Site:
     if problems or not isinstance(spec, Site):
         raise _input_error(path, problems)
     return spec
+
+
+def find_site(name_or_path: str) -> Path:
+    """Return the file of a site, by the name of one that comes with campaign or by path.
+
+    Raises
+    ------
+    InputError
+        There is no site of this name.
+    """
+    text = str(name_or_path)
+    if "/" in text or text.endswith((".yaml", ".yml")):
+        return Path(text)
+    if text in site_names():
+        return site_path(text)
+    hint = suggest(text, site_names())
+    raise InputError(f"site: there is no such site, got {show(text)}; {hint}, or the path of a site file")
 
 
 def dump(model: BaseModel) -> str:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics, Trained
 from campaign.config.fields import suggest
 from campaign.config.labels import CP2KLabel
-from campaign.config.site_file import ENGINES, OPTIONS, Executor, Site
+from campaign.config.site_file import ENGINES, OPTIONS, Executor, Site, cores_here
 from campaign.config.view import View
 from campaign.config.yaml_lines import Problem, show
 
 if TYPE_CHECKING:
     from campaign.config.load import Loaded
+
+#: The name of an executor.
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 #: What campaign fills in in a launch command.
 FILLED = ("{ranks}", "{node}", "{nodes}", "{node_count}", "{ranks_per_node}")
@@ -39,7 +42,14 @@ def check_site(view: View) -> list[Problem]:
             remedy = suggest(name, executors)
             problems.append(view.problem(("stages", stage), "there is no such executor", show(name), remedy))
     for name in executors:
+        if not NAME.fullmatch(str(name)):  # it is part of the names of jobs and of their scripts
+            what = "the name of an executor has letters, digits, - and _"
+            problems.append(view.problem(("executors", name), what, show(name), "write another, such as cpu"))
         problems += _check_executor(view, ("executors", name))
+    scratch = view.text("scratch")
+    if scratch and not scratch.startswith("/"):
+        what, remedy = "engines start in folders of their own", "write an absolute path, such as /local/scratch"
+        problems.append(view.problem(("scratch",), what, show(scratch), remedy))
     if view.mapping("driver"):
         problems += _check_executor(view, ("driver",))
     for place in (("launch",), *(("executors", name, "launch") for name in executors)):
@@ -62,6 +72,9 @@ def _check_executor(view: View, here: tuple[str, ...]) -> list[Problem]:
             remedy = suggest(option, known) if known else "remove it: the local provider has no options"
             what = f"the {provider} provider has no such option"
             problems.append(view.problem((*here, "options", option), what, show(value), remedy))
+        elif isinstance(value, str) and "\n" in value and option != "scheduler_options":
+            what, remedy = "an option is one line", "write lines of your own under scheduler_options"
+            problems.append(view.problem((*here, "options", option), what, show(value), remedy))
     nodes = view.number(*here, "nodes", default=1)
     if provider == "local" and nodes and nodes > 1:
         problems.append(view.problem((*here, "nodes"), "a local block is this machine alone", nodes, "write nodes: 1"))
@@ -76,7 +89,11 @@ def _check_executor(view: View, here: tuple[str, ...]) -> list[Problem]:
         what = f"the cores of a {provider} node are not known"
         remedy = "write the cores of a node, such as cores: 64, or a number of workers"
         problems.append(view.problem((*here, "cores"), what, "auto", remedy))
-    if cores and workers and each and workers * each > cores:
+    if cores and each and each > cores:  # no worker would ever start, and its jobs would run for nothing
+        what = f"a worker of {each:g} cores does not fit a node of {cores:g} cores"
+        remedy = f"write {cores:g} or less, or the cores that a node has"
+        problems.append(view.problem((*here, "cores_per_worker"), what, f"{each:g}", remedy))
+    elif cores and workers and each and workers * each > cores:
         what = f"{workers:g} workers of {each:g} cores are more than the node's {cores:g} cores"
         problems.append(view.problem((*here, "workers"), what, workers, f"write {max(1, cores // each):g}"))
     return problems
@@ -206,6 +223,11 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
             say(stage, f"site {site.name} has no executor for this stage", "nothing", remedy)
             continue
         name = site.executor_for(stage)
+        spare = _missing_cores(site.executors[name])
+        if spare:
+            what = f"executor {name} of site {site.name} asks for workers of more cores than this machine has"
+            got = f"{site.executors[name].cores_per_worker}"
+            say(stage, what, got, f"set 'cores_per_worker: {spare}' or less for {name} in the site file")
         missing = _missing_gpus(site.executors[name])
         if missing:
             what = f"executor {name} of site {site.name} asks for {site.executors[name].gpus} GPUs of this machine"
@@ -343,6 +365,12 @@ def _more_nodes(site: Site, fewer: str, cores: int, needed: int) -> str:
         return f"{fewer}, or choose a site with larger nodes"
     nodes = -(-needed // cores)
     return f"{fewer}, or add an executor with 'nodes: {nodes}' and 'nodes_per_worker: {nodes}' to the site file"
+
+
+def _missing_cores(executor: Executor) -> int:
+    """Return the cores found here where a worker of a local executor would have more: none would start; else 0."""
+    here = cores_here()
+    return here if executor.provider == "local" and executor.cores_per_worker > here else 0
 
 
 def _missing_gpus(executor: Executor) -> int:

@@ -49,6 +49,11 @@ def _seconds(clock: str) -> int:
     return 3600 * hours + 60 * minutes + seconds
 
 
+def cores_here() -> int:
+    """Return the cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
 
 
@@ -108,7 +113,7 @@ class Executor(Model):
         if isinstance(self.cores, int):
             return self.cores
         if self.provider == "local":
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return cores_here()
         return int(self.workers) * self.cores_per_worker
 
 

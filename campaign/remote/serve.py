@@ -70,6 +70,8 @@ def answer(request: Any) -> dict[str, Any]:
 
 
 def _submit(asked: Submit, allowed: Allowed) -> dict[str, Any]:
+    from campaign.pipeline import check_run_path
+
     site = allowed.site(asked.site)
     folder = allowed.folder(asked.root, asked.run)
     known = Asked.read(folder)
@@ -78,6 +80,7 @@ def _submit(asked: Submit, allowed: Allowed) -> dict[str, Any]:
     above = next((p for p in folder.parents if p.is_relative_to(allowed.root) and (p / "run.json").exists()), None)
     if above is not None:
         raise InputError(f"--root: {above} is the folder of another run, got '{asked.root}'; name another folder.")
+    check_run_path(folder)
     mine = _made(folder)
     with driver.alone(folder):
         known = Asked.read(folder)  # another request may have been faster

@@ -100,6 +100,8 @@ def status_line(status: Status) -> str:
             failed = f" ({stage['failed']} failed)" if stage.get("failed") else ""
             parts.append(f"{name} {stage.get('done', 0)}/{stage.get('total') or '?'}{failed}")
     parts += [f"{label} {value}" for label, value in _figures(status)]
+    if status.get("waits_for"):
+        parts.append(f"waits: {printable(status['waits_for'])}")
     return ", ".join(parts).replace("\u2009", "")
 
 
@@ -139,6 +141,8 @@ def status_table(status: Status, most: int = MOST_FAILURES) -> ConsoleRenderable
         figures.append("  ·  " if k else "", style="dim")
         figures.append(f"{label} ", style="dim").append(value)
     notes = [Text(f"note: {printable(note)}", overflow="fold") for note in status.get("notes") or []]
+    if status.get("waits_for"):
+        notes.append(Text(f"waits: {printable(status['waits_for'])}", style="yellow", overflow="fold"))
     return Group(head, table, figures, *notes, *_failures(status, most))
 
 

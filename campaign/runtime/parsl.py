@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from campaign.errors import InputError
 from campaign.interpreter import SAFE_PATH, module_command
 from campaign.leftovers import end_leftovers, sockets_of
-from campaign.runtime.patience import InterchangeLost, cut_off, executor_class, give_up_late
-from campaign.runtime.providers import Ask, drain, end_jobs, once, provider
+from campaign.runtime.patience import AT_WORK, BAD, IDLE, InterchangeLost, cut_off, executor_class, give_up_late
+from campaign.runtime.providers import Ask, drain, end_jobs, no_batch_system, once, provider
 from campaign.tasks import TOKEN_VARIABLE, Context, Record, Task, Work, new_record, pack, unpack_record
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class ParslRunner:
         self._token = token
         self._patience = self._usual = patience
         self._count = itertools.count(1)
+        self._reached: set[str] = set()  # executors whose batch system is there
         self._flying: dict[str, tuple[Task, Context]] = {}
         self._heard = time.time()
         # executor -> seconds at the end of its blocks in which no task starts, as the driver before this one left it
@@ -126,8 +128,19 @@ class ParslRunner:
         return kernel
 
     def submit(self, task: Task, context: Context) -> None:
-        """Queue a task on its stage's executor; a lower priority number runs first."""
+        """Queue a task on its stage's executor; a lower priority number runs first.
+
+        Raises
+        ------
+        InputError
+            This machine has not the commands of the executor's batch system.
+        """
         name = self._site.place(task.stage, task.ranks, task.threads)
+        if name not in self._reached:
+            fault = no_batch_system(self._site.executors[name])
+            if fault:
+                raise InputError(f"site {self._site.name}: executors.{name}: {fault}")
+            self._reached.add(name)
         launch = {engine: list(words) for engine, words in self._site.launch_on(name).items()}
         context = replace(context, sent=next(self._count), launch=launch)
         self._flying[task.id] = (task, context)
@@ -242,10 +255,30 @@ class ParslRunner:
         for executor in self._kernel.executors.values():
             for block in reversed(list(getattr(executor, "status_facade", {}).values())):
                 lines = [line.strip() for line in (block.stderr_summary or "").splitlines() if line.strip()]
-                said = lines[-1] if lines else " ".join((block.message or "").split())
+                idle = IDLE if block.state.name == "RUNNING" else ""
+                said = lines[-1] if lines else " ".join((block.message or "").split()) or idle
                 if said:
                     return said[:400]
         return ""
+
+    def waits_for(self) -> str:
+        """Return what keeps the tasks in flight from being done: jobs in the queue, or refused; nothing if they are."""
+        waiting, refused = 0, ""
+        blocks = {n: list(getattr(e, "status_facade", {}).values()) for n, e in self._kernel.executors.items()}
+        if any(s.state.name in AT_WORK for states in blocks.values() for s in states):
+            return ""  # most often: there may be very many tasks in flight to look at
+        for name in {self._site.place(t.stage, t.ranks, t.threads) for t, _ in self._flying.values()}:
+            states = blocks.get(name, [])
+            if self._site.executors[name].provider == "local":
+                return ""
+            pending = sum(s.state.name == "PENDING" for s in states)
+            waiting += pending
+            if states and not pending and states[-1].state.name in BAD:
+                text = " ".join(f"{states[-1].message or ''} {states[-1].stderr_summary or ''}".split())
+                said = text.rpartition("stderr=")[2][:300]  # Parsl's own words come before that
+                refused = f"executor {name} has no job ({said}); one is asked for again and again"
+        jobs = f"{waiting} job{'s' if waiting > 1 else ''} in the queue" if waiting else ""
+        return refused or jobs
 
     def close(self) -> None:
         """Stop the workers and end the jobs; tasks in flight are abandoned."""

@@ -26,6 +26,9 @@ REFUSALS, FAILURES, LATER_FAILURES = 12, 3, 10
 #: How Parsl begins what it says of a block that could not be submitted.
 REFUSED = "Failed to start block"
 
+#: What is said of a block that runs and has said nothing itself.
+IDLE = "its job runs, and no worker of it takes a task"
+
 #: States of blocks that did not work. HELD is what a block is called here that is about to end.
 BAD, AT_WORK = ("FAILED", "MISSING"), ("RUNNING", "HELD")
 

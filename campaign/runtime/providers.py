@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,14 @@ def provider(spec: Executor, init: str, ask: Ask | None = None) -> Any:
     in_scripts = type("MpiExecLauncher", (MpiExecLauncher,), {"__call__": _beside_its_script(MpiExecLauncher)})
     launcher = in_scripts(bind_cmd="--cpu-bind", overrides=start) if several else SimpleLauncher()
     return kind(cpus_per_node=spec.cores_of_node, launcher=launcher, **batch, **options)
+
+
+def no_batch_system(spec: Executor) -> str:
+    """Return a sentence where this machine cannot ask an executor's batch system for nodes; nothing where it can."""
+    program = {"slurm": "sbatch", "pbs": "qsub"}.get(spec.provider)
+    if program is None or shutil.which(program):
+        return ""
+    return f"this machine has no {program}; type the command on a login node of the site, or choose another site"
 
 
 def once(spec: Executor) -> Executor:

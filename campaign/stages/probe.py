@@ -37,6 +37,7 @@ def work(task: Task, context: Context) -> Outcome:
 
     _meet(context.run, int(task.params.get("number", 0)), int(task.params.get("of", 1)))
     faults = [*_not_shared(context.run, task.params["word"]), *no_room(context.run)]
+    faults += _no_scratch(task.params.get("scratch"))
     engines: dict[str, Json] = {}
     for engine in task.params["engines"] if not faults else ():
         folder = context.folder(task) / engine
@@ -85,6 +86,13 @@ def _no_locks(path: Path) -> list[str]:
         f"a lock on a file in {path.parent} holds on one node only (Lustre mounted with localflock), so nothing keeps "
         "drivers on two nodes apart; name another place with --root, or start all drivers on one node"
     ]
+
+
+def _no_scratch(folder: str | None) -> list[str]:
+    """Return a sentence where engines' temporary files would not go into the site's ``scratch``."""
+    if folder is None or (os.environ.get("TMPDIR") == folder and os.access(folder, os.W_OK | os.X_OK)):
+        return []
+    return [f"scratch: {folder} cannot be made or written on the node; write another folder, or leave it out"]
 
 
 def no_room(folder: Path) -> list[str]:

@@ -141,7 +141,8 @@ def translate(error: OSError, path: Path) -> StoreError:
             f"No space is left to write {path} ({error.strerror}). Everything finished is kept: free some space and "
             "give the same command again."
         )
-    return StoreError(f"{path} cannot be written: {error.strerror or error}.")
+    why = error.strerror or error
+    return StoreError(f"{path} cannot be written: {why}. Mend that (permissions, file system), or use another place.")
 
 
 def flush(path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.config.data_files import FRAME_NOTES, TRANSFER_NOTE, is_own
-from campaign.errors import InputError, Locked, StoreError
+from campaign.errors import CampaignError, InputError, Locked, StoreError
 from campaign.leftovers import end_leftovers
 from campaign.store import groups
 from campaign.store.ledger import Ledger, read_ledger
@@ -148,9 +148,28 @@ class RunDirectory:
     def flush(self, every: float = 0.0) -> None:
         """Flush the names of published groups and the ledger, where there is any and the last flush is so long ago."""
         if self._unflushed and time.monotonic() - self._flushed >= every:
+            self._check_place()
             self.store.flush_names(self._unflushed)
             self.ledger.flush()
             self._unflushed, self._flushed = set(), time.monotonic()
+
+    def _check_place(self) -> None:
+        """Refuse to go on where the run directory is no more what it was: half of what comes would lie elsewhere.
+
+        Raises
+        ------
+        CampaignError
+            It was moved, removed or replaced.
+        """
+        mine = os.fstat(self._lock)
+        with suppress(OSError):
+            there = os.stat(self.path / "driver.lock")
+            if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                return
+        raise CampaignError(
+            f"{self.path} was moved or removed while this campaign was at work on it, so it ends here; put it back in "
+            "place of what lies there now, and give the same command again."
+        )
 
     def reached(self, task: str) -> float:
         """Return when a task last wrote a checkpoint (s since the epoch); 0 if there is none."""
@@ -223,10 +242,7 @@ def _take_lock(path: Path, token: str) -> int:
     if not _lock(fd):
         holder = _read_holder(path)
         os.close(fd)
-        raise Locked(
-            f"{path.parent} is in use by another campaign on host {holder.get('host', 'unknown')}, process "
-            f"{holder.get('pid', 'unknown')}; wait for it to end, or stop it with: kill {holder.get('pid', 'PID')}"
-        )
+        raise _in_use(path.parent, holder)
     before = _read_holder(path)
     if before.get("host") == socket.gethostname() and before.get("token"):
         end_leftovers(str(before["token"]))
@@ -265,6 +281,26 @@ def _read_holder(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
         return {}
+
+
+def _in_use(run: Path, holder: Mapping[str, Any]) -> Locked:
+    return Locked(
+        f"{run} is in use by another campaign on host {holder.get('host', 'unknown')}, process "
+        f"{holder.get('pid', 'unknown')}; wait for it to end, or stop it with: kill {holder.get('pid', 'PID')}"
+    )
+
+
+def check_free(run: Path) -> None:
+    """Refuse a run directory that a driver is at work on.
+
+    Raises
+    ------
+    Locked
+        The message names its host and process.
+    """
+    found = holder(run)
+    if found is not None:
+        raise _in_use(run, found)
 
 
 def holder(run: Path) -> dict[str, Any] | None:

@@ -141,6 +141,17 @@ def test_slurm_starts_workers_on_every_node_and_pbs_asks_for_known_cores(
         ("{ranks}", "{rank}", 13, "launch.lammps[2]", "'{rank}'", '"{ranks}"'),
         ('srun, -n, "{ranks}"', '"srun -n {ranks}"', 13, "launch.lammps[0]", "srun -n", '"srun", "-n"'),
         ("  lammps:", "  lamps:", 13, "launch.lamps", "srun", "'lammps'"),
+        ("  gpu:", "  'a b;c': {provider: local}\n  gpu:", 10, "executors.'a b;c'", "'a b;c'", "write another"),
+        (
+            "partition: main",
+            r'partition: "main\n#SBATCH -w n1"',
+            9,
+            "executors.cpu.options.partition",
+            "main",
+            "scheduler_op",
+        ),
+        ("cores_per_worker: 2", "cores_per_worker: 8", 7, "executors.cpu.cores_per_worker", "8", "write 4 or less"),
+        ("[module load x]", "[x]\nscratch: tmp", 15, "scratch", "'tmp'", "/local/scratch"),
         ("environment", "  cp2k: [/usr/bin/mpirun, cp2k.psmp]\nenvironment", 14, "launch.cp2k", "mpirun", '"{ranks}"'),
         ("environment", "  cp2k: [mpirun.openmpi, cp2k]\nenvironment", 14, "launch.cp2k", "openmpi", '"{ranks}"'),
         ("environment", '  cp2k: [srun, -n, "{ranks}"]\nenvironment', 14, "launch.cp2k", "srun", "cp2k.psmp"),
@@ -252,6 +263,18 @@ def test_two_ranks_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "cores_per_worker: 1 " in text
     local = load_site(write(tmp_path, text.replace("cores_per_worker: 1 ", "cores_per_worker: 2 ")))
     assert check_together(loaded, local) == []
+
+
+def test_a_worker_with_more_cores_than_this_machine_is_refused(
+    tmp_path: Path, quickstart: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None would ever start, and the campaign would wait for it."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(2)))
+    text = "site: a\nexecutors: {x: {provider: local, cores_per_worker: 3}}\nstages: {default: x}\n"
+    problems = check_together(quickstart, load_site(write(tmp_path, text)))
+    assert problems
+    assert "more cores than this machine has, got 3; set 'cores_per_worker: 2' or less for x" in problems[0]
+    assert check_together(quickstart, load_site(write(tmp_path, text.replace("3", "2")))) == []
 
 
 def test_ranks_without_a_launch_command(tmp_path: Path) -> None:

@@ -161,6 +161,14 @@ def test_nothing_is_left_of_a_request_that_the_disk_refused(
     assert serve.answer(request())["started"] is True
 
 
+@pytest.mark.parametrize("name", ["a b", "50%", "a{b}"])
+def test_a_folder_in_which_no_worker_could_be_started_is_refused(root: Path, started: list[Any], name: str) -> None:
+    """Otherwise the run would begin, and its driver end at once, or wait for ever."""
+    assert "workers cannot be started in a folder with" in refused(request(root=name))
+    assert list(root.iterdir()) == []
+    assert started == []
+
+
 def test_a_request_that_was_overtaken_changes_nothing(root: Path, started: list[Any]) -> None:
     """It was queued at Globus when its sender gave up, and is run after the one that was typed then."""
     new = request(sent=2000.0, files={"ar.eam": "new numbers"})

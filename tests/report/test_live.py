@@ -102,6 +102,14 @@ def test_a_frame_without_a_label_is_named_with_its_cause_and_where_its_files_are
     assert lines[1].rstrip().endswith("attempt-2). (3 attempts)")  # the cause says where
 
 
+def test_what_is_waited_for_is_told(status: Data) -> None:
+    waits = {**status, "waits_for": "2 jobs in the\x1b queue"}
+    assert status_line(waits).endswith(", waits: 2 jobs in the  queue")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(status_table(waits))
+    assert "waits: 2 jobs in the  queue" in console.export_text()
+
+
 def test_nothing_known_yet() -> None:
     screen = console()
     screen.print(status_table({}))

@@ -459,3 +459,29 @@ def test_the_gpus_of_a_node_are_dealt_out_to_its_workers(gpus: int, workers: int
     from campaign.runtime.parsl import accelerators
 
     assert accelerators(gpus, workers) == expected
+
+
+def test_what_tasks_wait_for_is_told(tmp_path: Path) -> None:
+    """Whoever looks at the live view learns that jobs wait in the queue, or that the batch system takes none."""
+    (tmp_path / "s.yaml").write_text(
+        "site: s\nexecutors: {cpu: {provider: slurm, cores: 4}}\nstages: {default: cpu}\n", encoding="utf-8"
+    )
+
+    def block(state: str, message: str = "") -> SimpleNamespace:
+        return SimpleNamespace(state=SimpleNamespace(name=state), message=message, stderr_summary=None)
+
+    runner: Any = ParslRunner.__new__(ParslRunner)
+    runner._site = load_site(str(tmp_path / "s.yaml"))
+    pool = SimpleNamespace(status_facade={})
+    runner._kernel = SimpleNamespace(executors={"cpu": pool})
+    runner._flying = {"a": (Task("noop", "a", {}), Context(tmp_path))}
+    assert runner.waits_for() == ""
+    pool.status_facade = {"0": block("COMPLETED"), "1": block("PENDING"), "2": block("PENDING")}
+    assert runner.waits_for() == "2 jobs in the queue"
+    pool.status_facade = {"0": block("FAILED", "Failed to start block 0: recode=1, stderr=sbatch: no such\npartition")}
+    assert "executor cpu has no job (sbatch: no such partition); one is asked for again" in runner.waits_for()
+    pool.status_facade["1"] = block("RUNNING")
+    assert runner.waits_for() == ""
+    pool.status_facade.pop("1")
+    runner._flying = {}
+    assert runner.waits_for() == ""

@@ -69,6 +69,30 @@ def test_what_slurm_would_refuse_is_found_without_asking_for_a_node(
     assert not cluster.jobs()
 
 
+def test_the_drivers_job_is_looked_at_as_well(site: Callable[..., str]) -> None:
+    driver = {"provider": "slurm", "walltime": "10:00:00", "options": {"partition": "short", "exclusive": False}}
+    (problem,) = refused(load_site(site(driver=driver)))
+    assert problem.startswith("site slurm: driver.walltime: Slurm refuses it (")
+    driver["options"] = {"partition": "work", "exclusive": False}
+    assert refused(load_site(site(driver=driver))) == []
+
+
+def test_nodes_smaller_than_said_and_lines_of_environment_that_fail_are_told(
+    site: Callable[..., str], tmp_path: Path
+) -> None:
+    path = Path(site(cores=99, launch={}))
+    path.write_text(path.read_text().replace("environment: []", "environment: [cat /nowhere/at/all]"))
+    lines: list[str] = []
+    with pytest.raises(InputError) as caught:
+        lines.extend(try_site(load_site(str(path)), 120.0, tmp_path))
+    (problem,) = caught.value.problems
+    assert "the node is said to have 99 cores, and a worker may use" in problem
+    assert [line for line in lines if "its job said: " in line and line.endswith("No such file or directory")]
+    path.write_text(path.read_text().replace("cat /nowhere/at/all", "exit 3").replace("02:00:00", "00:02:00"))
+    with pytest.raises(InputError, match="its job ended before its workers started, and without a word"):
+        list(try_site(load_site(str(path)), 120.0, tmp_path))
+
+
 SCRIPTS = [path for path in sorted(GOLDEN.glob("*.sh")) if "#SBATCH" in path.read_text()]
 
 

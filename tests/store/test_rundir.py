@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from campaign.errors import InputError, Locked, StoreError
+from campaign.errors import CampaignError, InputError, Locked, StoreError
 from campaign.store import groups, rundir
 from campaign.store.rundir import RunDirectory, holder, open_existing
-from campaign.tasks import TOKEN_VARIABLE
+from campaign.tasks import TOKEN_VARIABLE, Task, new_record
 
 HOLDER = """
 import sys, time
@@ -80,6 +80,22 @@ def test_lock_is_given_back(tmp_path: Path) -> None:
             assert found is not None
             assert found["pid"] == os.getpid()
         assert holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_run_directory_that_is_moved_away_ends_the_run(tmp_path: Path, again: bool) -> None:
+    """Workers would make it anew where it was: half of the results here, the ledger there, and no lock."""
+    record = new_record(Task("label", "a", {}), 0)
+    with RunDirectory(tmp_path / "run") as run:
+        run.keep([record])
+        run._flushed = 0.0
+        (tmp_path / "run").rename(tmp_path / "moved")
+        if again:
+            with RunDirectory(tmp_path / "run"):
+                pass
+        with pytest.raises(CampaignError, match="was moved or removed while this campaign was at work"):
+            run.keep([record])
+        run._unflushed.clear()
 
 
 def test_what_was_left_aside_is_removed(tmp_path: Path) -> None:
