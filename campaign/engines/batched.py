@@ -90,7 +90,9 @@ class Turn(threading.Thread):
     def __init__(self, work: Callable[[Turn], Any]) -> None:
         super().__init__(daemon=True)  # it waits for ever where nobody asks it to end: never the end of the process
         self._work = work
-        self._go, self._rest = threading.Semaphore(0), threading.Semaphore(0)
+        self._go, self._rest = threading.Lock(), threading.Lock()  # who waits takes one, who goes on frees it
+        self._go.acquire()
+        self._rest.acquire()
         self._running = False
         self._answer: Any = None
         self.question: Any = None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from campaign.engines.batched import Batch
+from campaign.engines.batched import Batch, Turn
 from campaign.engines.dynamics import Segment, Start, run_segment
 from campaign.engines.fake import ToyCrystal
 from campaign.engines.lammps_potential import PotentialLines
@@ -150,7 +150,9 @@ def test_a_walker_that_stops_leaves_the_others_as_they_are(job):
     assert list(unpack_checkpoints(packed(found))) == [0, 2]
     with pytest.raises(Unphysical, match="closest pair"):
         run_driven(replace(three, last=False))
-    assert not [t for t in threading.enumerate() if t.daemon and t is not threading.main_thread() and t.is_alive()]
+    for thread in [t for t in threading.enumerate() if isinstance(t, Turn)]:
+        thread.join(10.0)
+        assert not thread.is_alive()
 
 
 @pytest.mark.lammps
