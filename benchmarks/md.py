@@ -121,7 +121,10 @@ def with_ase(calculator: Any, atoms: Any, steps: int) -> float:
 
 
 def walkers(model: Any, atoms: Any, count: int, steps: int, clock: Any) -> dict[str, Any]:
-    """Return what measures the seconds of walkers one after the other, and of the same batched, all of it included."""
+    """Return what measures the seconds of a walker's step, one after the other (a few of them) and batched.
+
+    All of it is included, as in ``with_campaign``.
+    """
     from functools import partial
 
     from campaign.engines.batched import Batch
@@ -136,28 +139,29 @@ def walkers(model: Any, atoms: Any, count: int, steps: int, clock: Any) -> dict[
         watch = Watch(atoms.numbers, Limits(0.3, 1e3, 1e9, 1e9))
         run_segment(PotentialLines(("Na", "Cl"), ""), segment, start, model, watch=watch)
 
-    def seconds(work: Any) -> float:
+    def seconds(work: Any, many: int) -> float:
         begin = clock()
         work()
-        return float(clock() - begin)
+        return float(clock() - begin) / many / steps
 
     together = [partial(walker, seed) for seed in range(1, count + 1)]
+    few = together[: WALKERS["cpu"]]
     return {
-        "in turn": lambda: seconds(lambda: [work(model) for work in together]),
-        "batched": lambda: seconds(lambda: Batch(model).run(together)),
+        "in turn": lambda: seconds(lambda: [work(model) for work in few], len(few)),
+        "batched": lambda: seconds(lambda: Batch(model).run(together), count),
     }
 
 
 def batched(model: Any, device: str, count: int, quick: bool) -> tuple[dict[str, Any], dict[str, float]]:
     """Return the row of many walkers of 64 atoms on a device, and its figures: steps a second of all together."""
     clock = time.process_time if device == "cpu" else time.perf_counter
-    steps = 50 if quick else 200
+    steps = 250 if quick else 1000
     works = walkers(model.to(device), crystal(2), count, steps, clock)
     for work in works.values():
         work()
     found = interleaved(works, 3 if quick else 5)
     model.to("cpu")
-    rates = {f"{name}, steps/s": count * steps / seconds for name, seconds in found.items()}
+    rates = {f"{name}, steps/s": 1 / seconds for name, seconds in found.items()}
     row = {"atoms": 64, "walkers": count, "device": device, **rates, "ratio": found["in turn"] / found["batched"]}
     figures = {f"{name}_steps_per_second".replace(" ", "_"): v for name, v in zip(found, rates.values(), strict=True)}
     return row, {f"{count}_walkers_{device}_{name}": value for name, value in figures.items()}
