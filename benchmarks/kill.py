@@ -282,8 +282,6 @@ def write(folder: Path, options: argparse.Namespace) -> None:
         potential().export(folder / "model.pt")
         steps = 25 * 40 * (4 if options.quick else 16)
         (folder / "kill.yaml").write_text(DRIVEN.format(walkers=2 * each, each=each, steps=steps))
-        if each > 1:
-            (folder / "site.yaml").write_text(SITE.format(workers=1, cores=each))
         return
     shutil.copytree(TEMPLATES / "potentials", folder / "potentials")
     segment = 80 if each * ranks == 1 else 320  # launching MPI ranks takes longer than the short one
@@ -304,12 +302,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one kill of each kind")
     parser.add_argument("--method", choices=sorted([*KEYS, "md"]), default="npt", help="of sampling; md: by a model")
     parser.add_argument("--ranks", type=int, default=1, help="MPI ranks of each walker")
-    parser.add_argument("--walkers-per-task", type=int, default=1, help="walkers of each MPI job")
+    parser.add_argument(
+        "--walkers-per-task", type=int, default=1, help="walkers of each MPI job; of md, of each process"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the two run directories")
     options = parser.parse_args()
     if options.method == "md" and options.ranks > 1:
         parser.error("--method md: a model drives the atoms in one process; leave --ranks out")
-    mpi = options.ranks * options.walkers_per_task > 1
+    mpi = options.ranks * options.walkers_per_task > 1 and options.method != "md"  # whose walkers share a process
     kinds = ("driver", "worker", "group", "rank") if mpi else ("driver", "worker", "group")
     kills = len(kinds) if options.quick else options.kills
     os.environ.setdefault("OMP_NUM_THREADS", "1")

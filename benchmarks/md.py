@@ -1,9 +1,10 @@
 """MD with SchNet: campaign's driver (LAMMPS, forces from Python) against ASE with SchNetPack's own calculator.
 
 The same SchNet (64 features, 3 interactions, cutoff 6 Å), NaCl at 300 K, NVE at 1 fs, the watch on every step
-included; also evaluations of a batch of frames, to see whether batched walkers would pay on this machine.
+included; also many walkers in one forward (``--device``, ``--walkers``) against the same one after the other.
 
-Seconds are those of the processor: all run on one thread, and what else the machine does then counts for neither.
+Seconds are those of the processor: all run on one thread, and what else the machine does then counts for neither. On a
+GPU, the walkers' are those of the clock.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, interleaved, report
+from common import interleaved, parser, report
 
 ASKED = {64: 3.0, 1000: 1.0}
+WALKERS = {"cpu": 8, "cuda": 64}
 POTENTIALS = Path(__file__).parents[1] / "templates" / "potentials"
 SPEC: dict[str, Any] = {
     "model": "schnet", "features": 64, "interactions": 3, "cutoff": 6.0, "epochs": 40, "batch": 1, "rate": 5e-3,
@@ -118,34 +120,59 @@ def with_ase(calculator: Any, atoms: Any, steps: int) -> float:
     return time.process_time() - begin
 
 
-def _seconds(work: Any) -> float:
-    begin = time.process_time()
-    work()
-    return time.process_time() - begin
+def walkers(model: Any, atoms: Any, count: int, steps: int, clock: Any) -> dict[str, Any]:
+    """Return what measures the seconds of a walker's step, one after the other (a few of them) and batched.
 
+    All of it is included, as in ``with_campaign``.
+    """
+    from functools import partial
 
-def batched(model: Any, atoms: Any, walkers: int) -> tuple[float, float]:
-    """Return evaluations a second of frames one by one, by the driver's fast way, and of a batch in one forward."""
-    from campaign.engines.fast_forces import fast_forces
-    from campaign.frames import Frames
+    from campaign.engines.batched import Batch
+    from campaign.engines.dynamics import Segment, Start, run_segment
+    from campaign.engines.guards import Limits, Watch
+    from campaign.engines.lammps_potential import PotentialLines
 
-    frames = Frames.build(atoms.numbers, np.repeat(atoms.positions[None], walkers, axis=0), np.array(atoms.cell))
-    fast = fast_forces(model, atoms.numbers)
-    assert fast is not None
-    cell = np.array(atoms.cell)
-    works = {
-        "one": lambda: [fast.evaluate(x, cell) for x in frames.positions] and None,
-        "batch": lambda: model.evaluate(frames) and None,
+    segment = Segment(steps // 10, 10, 0, 0.001, (300.0, 300.0), None, isolated=True)
+
+    def walker(seed: int, model: Any) -> None:
+        start = Start(atoms.numbers, atoms.positions, np.array(atoms.cell), seed)
+        watch = Watch(atoms.numbers, Limits(0.3, 1e3, 1e9, 1e9))
+        run_segment(PotentialLines(("Na", "Cl"), ""), segment, start, model, watch=watch)
+
+    def seconds(work: Any, many: int) -> float:
+        begin = clock()
+        work()
+        return float(clock() - begin) / many / steps
+
+    together = [partial(walker, seed) for seed in range(1, count + 1)]
+    few = together[: WALKERS["cpu"]]
+    return {
+        "in turn": lambda: seconds(lambda: [work(model) for work in few], len(few)),
+        "batched": lambda: seconds(lambda: Batch(model).run(together), count),
     }
+
+
+def batched(model: Any, device: str, count: int, quick: bool) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the row of many walkers of 64 atoms on a device, and its figures: steps a second of all together."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    steps = 250 if quick else 1000
+    works = walkers(model.to(device), crystal(2), count, steps, clock)
     for work in works.values():
         work()
-    found = interleaved({name: lambda w=work: _seconds(w) for name, work in works.items()}, 5)
-    return walkers / found["one"], walkers / found["batch"]
+    found = interleaved(works, 3 if quick else 5)
+    model.to("cpu")
+    rates = {f"{name}, steps/s": 1 / seconds for name, seconds in found.items()}
+    row = {"atoms": 64, "walkers": count, "device": device, **rates, "ratio": found["in turn"] / found["batched"]}
+    figures = {f"{name}_steps_per_second".replace(" ", "_"): v for name, v in zip(found, rates.values(), strict=True)}
+    return row, {f"{count}_walkers_{device}_{name}": value for name, value in figures.items()}
 
 
 def main() -> None:
     """Run it."""
-    options = arguments(__doc__)
+    made = parser(__doc__)
+    made.add_argument("--device", choices=sorted(WALKERS), default="cpu", help="of the walkers that are batched")
+    made.add_argument("--walkers", type=int, help="that are batched; by default 8, on a GPU 64")
+    options = made.parse_args()
     import torch
 
     from campaign.engines.fast_forces import SKIN
@@ -174,8 +201,9 @@ def main() -> None:
         figures[f"ratio_{n}"] = ratio
         figures[f"steps_per_second_{n}"] = 1 / found["campaign"]
         ok &= ratio >= ASKED[n]
-    one, batch = batched(model, crystal(2), 16)
-    figures |= {"frames_per_second_single": one, "frames_per_second_batch": batch}
+    row, more = batched(model, options.device, options.walkers or WALKERS[options.device], options.quick)
+    rows.append(row)
+    figures |= more
     report("md", rows, figures, {f"ratio_{n}": v for n, v in ASKED.items()}, ok)
 
 

@@ -150,6 +150,7 @@ def check_models(loaded: Loaded[Campaign]) -> list[str]:
     from ase.data import chemical_symbols
 
     from campaign.engines.model_files import load_model_file, species_of
+    from campaign.engines.schnetpack import Potential
     from campaign.engines.structures import build_structure
 
     problems: list[Problem] = []
@@ -159,12 +160,16 @@ def check_models(loaded: Loaded[Campaign]) -> list[str]:
         key = f"sample[{entry}].model"
         line = next((loaded.lines[k] for k in (key, f"sample[{entry}]") if k in loaded.lines), 1)
         try:
-            known = species_of(load_model_file(loaded.files[spec.model]))
+            model = load_model_file(loaded.files[spec.model])
         except EngineError as error:
             what = f"this is no model that campaign can run ({str(error).split(' (')[-1].split(')')[0]})"
             remedy = "name a file of RUN/models of a finished campaign"
             problems.append(Problem(line, key, what, f"'{spec.model}'", remedy))
             continue
+        known = species_of(model)
+        if spec.device != "cpu" and not isinstance(model, Potential):
+            what, place = "this model runs on the CPU alone", f"sample[{entry}].device"
+            problems.append(Problem(loaded.lines.get(place, line), place, what, spec.device, "write 'device: cpu'"))
         atoms = build_structure(loaded.spec.system.structure.model_dump(mode="json"), loaded.folder)
         absent = sorted(set(atoms.numbers.tolist()) - set(known if known is not None else atoms.numbers.tolist()))
         if absent:

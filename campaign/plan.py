@@ -282,6 +282,9 @@ def _sample_cost(spec: Campaign, atoms: int, sources: Sequence[Source]) -> tuple
     walkers = sum(m.all_walkers for m in spec.sample)
     parts = [f"{walkers} walkers, {steps} MD steps of {atoms} atoms"] if walkers or not sources else []
     parts += [f"{s.frames} frames of {Path(s.file).name}" for s in sources]
+    for m in spec.sample:
+        if m.method == "md" and (each := min(m.walkers, m.walkers_per_task)) > 1:
+            parts.append(f"{each} walkers at a time in one forward of {Path(m.model).name} on {m.device}")
     driven = sum(m.all_walkers * m.steps for m in spec.sample if m.method == "md")
     return stage.total(board), ", ".join(parts), atoms * ((steps - driven) * STEP + driven * MODEL_STEP)
 

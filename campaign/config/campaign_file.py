@@ -160,6 +160,13 @@ class ModelDynamics(MolecularDynamics):
     pressure: Pressures = Field(1.0, description="bar, or a list: every pressure has its own walkers; of npt only")
     barostat: Positive = Field(1.0, description="damping time, ps")
     guards: Guards = Field(default_factory=Guards, description="first signs of failure")
+    walkers_per_task: Count = Field(1, description="walkers that one process drives, all in one forward of the model")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="what the model runs on")
+
+    @property
+    def processes(self) -> int:
+        """Processes of a task: its walkers share one."""
+        return self.ranks
 
     @property
     def points(self) -> tuple[dict[str, float], ...]:

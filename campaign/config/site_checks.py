@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from campaign.config.campaign_file import STAGES, Campaign, MolecularDynamics, Trained
+from campaign.config.campaign_file import STAGES, Campaign, ModelDynamics, MolecularDynamics, Trained
 from campaign.config.fields import suggest
 from campaign.config.labels import CP2KLabel
 from campaign.config.site_file import ENGINES, OPTIONS, Executor, Site, cores_here
@@ -248,11 +248,27 @@ def check_together(loaded: Loaded[Campaign], site: Site) -> list[str]:
             fault = _too_many_ranks(site, stage, ranks, sampling.ranks if name != "ranks" else 0)
             if fault:
                 say(f"{key}.{name}", fault[0], got, fault[1])
+    problems += _driven_problems(loaded, site)
     problems += _label_problems(loaded, site)
     problems += _train_problems(loaded, site)
     used = {site.executor_for(stage) for stage in spec.stages if stage in site.stages or "default" in site.stages}
     unset = [line for name in sorted(used.union(site.wide)) for line in check_filled_in(site, name)]
     return [p.text(loaded.path) for p in sorted(problems, key=lambda p: p.line)] + unset
+
+
+def _driven_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:
+    """Yield each sampling with a model on a GPU where the site has none for it."""
+    if "sample" not in site.stages and "default" not in site.stages:
+        return
+    name = site.executor_for("sample")
+    for i, sampling in enumerate(loaded.spec.sample):
+        if isinstance(sampling, ModelDynamics) and sampling.device == "cuda" and not site.executors[name].gpus:
+            key = f"sample[{i}].device"
+            what = f"executor {name} of site {site.name} has no GPUs"
+            other = next((n for n, e in site.executors.items() if e.gpus), None)
+            remedy = f"'sample: {other}' under stages" if other else f"the GPUs of a node, such as gpus: 1, for {name}"
+            remedy = f"write 'device: cpu', or {remedy} in the site file"
+            yield Problem(loaded.lines.get(key, 1), key, what, "cuda", remedy)
 
 
 def _label_problems(loaded: Loaded[Campaign], site: Site) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from campaign.engines.batched import Share
 from campaign.engines.guards import Guard, Watch
 from campaign.engines.lammps import External, Lammps, to_lammps
 from campaign.engines.lammps_model import Forces
@@ -93,7 +94,7 @@ def run_segment(
     potential: PotentialLines,
     segment: Segment,
     start: Start | bytes,
-    model: Forces | None = None,
+    model: Forces | Share | None = None,
     comm: Any = None,
     external: External | None = None,
     watch: Watch | None = None,
@@ -109,7 +110,7 @@ def run_segment(
     start
         A new walker, or the checkpoint that the previous segment returned.
     model
-        A trained potential to drive the atoms.
+        A trained potential to drive the atoms, or a share of one that drives other walkers too.
     comm
         mpi4py communicator of this walker.
     external

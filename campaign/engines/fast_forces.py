@@ -1,5 +1,7 @@
 """SchNet for molecular dynamics: energy, forces and stress of one frame after another, as fast as a CPU core can.
 
+One walker's frames, or those of several walkers at once (``evaluate_all``).
+
 The filters of SchNet depend on the distance of a pair alone, and there are only ``features`` times ``interactions`` of
 them. Here each is a cubic spline of the distance, made once from the network's own filters, so that a pair costs a few
 multiplications for each filter instead of a small network. What is done for atoms is as it was. Pairs are kept with a
@@ -23,6 +25,8 @@ from campaign.science.neighbours import neighbour_list
 
 #: Å beyond the cutoff within which pairs are kept.
 SKIN = 0.6
+#: Energy, eV, forces (a, 3), eV/Å, and stress (3, 3), eV/Å^3, tension positive.
+Found = tuple[float, Array, Array]
 #: Spline intervals in an Å. The narrowest Gaussian of a filter is 0.3 Å wide: errors are those of float32.
 INTERVALS = 128
 
@@ -30,7 +34,7 @@ INTERVALS = 128
 def fast_forces(model: Any, numbers: Array) -> FastForces | None:
     """Return the fast way to a model's energy, forces and stress for atoms of these numbers; None if there is none.
 
-    There is one for SchNet in float32, alone or as the mean of several.
+    There is one for SchNet in float32 on a CPU, alone or as the mean of several.
     """
     members: list[Any] = list(model.members) if isinstance(model, Mean | Committee) else [model]
     if not available() or not all(_is_schnet(m) for m in members):
@@ -42,7 +46,7 @@ def _is_schnet(model: Any) -> bool:
     """Tell by its spec: the networks of other families have parts of the same names."""
     import torch
 
-    if not isinstance(model, Potential) or model.spec.get("model", "schnet") != "schnet":
+    if not isinstance(model, Potential) or model.device != "cpu" or model.spec.get("model", "schnet") != "schnet":
         return False
     return bool(model._model.representation.embedding.weight.dtype == torch.float32)
 
@@ -61,9 +65,14 @@ class FastForces:
     def __init__(self, members: Sequence[Potential], numbers: Array) -> None:
         self._numbers = np.asarray(numbers)
         self._nets = [_Net(m, self._numbers) for m in members]
-        self._pairs = _Pairs(self._numbers, max(m.cutoff for m in members))
+        self._cutoff = max(m.cutoff for m in members)
+        self._pairs = self.begin()
 
-    def evaluate(self, positions: Array, cell: Array) -> tuple[float, Array, Array]:
+    def begin(self) -> _Pairs:
+        """Return the pairs of a new walker, for ``evaluate_all``."""
+        return _Pairs(self._numbers, self._cutoff)
+
+    def evaluate(self, positions: Array, cell: Array) -> Found:
         """Return energy, forces and stress of one frame.
 
         Parameters
@@ -80,15 +89,24 @@ class FastForces:
         Unphysical
             Positions or cell are not finite.
         """
-        pairs = self._pairs
-        pairs.update(np.ascontiguousarray(positions), np.ascontiguousarray(cell))
-        slopes = np.zeros(len(pairs.i))
-        energy = sum(net.add(pairs, slopes) for net in self._nets) / len(self._nets)
-        forces, virial = np.zeros(positions.shape), np.zeros((3, 3))
-        compiled(_gather)(pairs.i, pairs.j, pairs.vectors, pairs.distances, slopes, forces, virial)
-        forces /= len(self._nets)
-        virial /= len(self._nets) * abs(np.linalg.det(cell))
-        return float(energy), forces, 0.5 * (virial + virial.T)
+        self._pairs.update(positions, cell)
+        return self.evaluate_all([self._pairs])[0]
+
+    def evaluate_all(self, walkers: Sequence[_Pairs]) -> list[Found]:
+        """Return energy, forces and stress of each walker's last frame: its pairs alone, the layers of atoms for all.
+
+        Which others are there changes no more than the rounding of the layers' float32.
+        """
+        slopes = [np.zeros(len(pairs.i)) for pairs in walkers]
+        energies = sum((net.add(walkers, slopes) for net in self._nets), np.zeros(len(walkers))) / len(self._nets)
+        found = []
+        for energy, pairs, slope in zip(energies, walkers, slopes, strict=True):
+            forces, virial = np.zeros((len(self._numbers), 3)), np.zeros((3, 3))
+            compiled(_gather)(pairs.i, pairs.j, pairs.vectors, pairs.distances, slope, forces, virial)
+            forces /= len(self._nets)
+            virial /= len(self._nets) * abs(np.linalg.det(pairs.cell))
+            found.append((float(energy), forces, 0.5 * (virial + virial.T)))
+        return found
 
 
 class _Pairs:
@@ -99,6 +117,8 @@ class _Pairs:
     i, j : (E,) int64
     vectors : (E, 3) float64, distances : (E,) float64
         From i to j, Å, of the last frame.
+    cell : (3, 3)
+        Å, of the last frame.
     """
 
     def __init__(self, numbers: Array, cutoff: float) -> None:
@@ -108,9 +128,12 @@ class _Pairs:
         self.i = self.j = np.zeros(0, np.int64)
         self._shifts = np.zeros((0, 3), np.int32)
         self.vectors, self.distances = np.zeros((0, 3)), np.zeros(0)
+        self.cell = np.zeros((3, 3))
 
     def update(self, positions: Array, cell: Array) -> None:
         """Take the next frame."""
+        positions, self.cell = np.ascontiguousarray(positions), np.ascontiguousarray(cell)
+        cell = self.cell
         if not self._serves(positions, cell):
             frame = Frames.build(self._numbers, positions[None], cell)
             found = neighbour_list(frame, self._cutoff + SKIN, half=True)
@@ -158,20 +181,27 @@ class _Net:
             self._core = z, potential._core.double().numpy()
         self._wall = potential.wall
 
-    def add(self, pairs: _Pairs, slopes: Array) -> float:
-        """Return the energy, eV, and add its derivative with each pair's distance (E,) to ``slopes``, eV/Å."""
+    def add(self, walkers: Sequence[_Pairs], slopes: Sequence[Array]) -> Array:
+        """Return each walker's energy (n,), eV, and add its derivative with each pair's distance to ``slopes``, eV/Å.
+
+        ``slopes`` are (E,) for each walker. Its atoms are ``a`` consecutive rows of all that is done for atoms.
+        """
         torch = self._torch
         functional = torch.nn.functional
-        own = np.zeros(len(slopes), np.float32)
+        n, a = len(walkers), len(self._start)
+        rows = [slice(k * a, (k + 1) * a) for k in range(n)]
+        own = [np.zeros(len(slope), np.float32) for slope in slopes]
         forward, backward = compiled(_forward, True), compiled(_backward, True)
-        ends = (pairs.i, pairs.j, pairs.distances, np.float64(self._cutoff))
+        ends = [(w.i, w.j, w.distances, np.float64(self._cutoff)) for w in walkers]
         with torch.no_grad():
-            x = self._start
+            x = self._start if n == 1 else self._start.repeat(n, 1)
             kept = []
             for (into, first, second), table in zip(self._blocks, self._tables, strict=True):
                 y = functional.linear(x, into.weight)
                 sums = torch.zeros_like(y)
-                forward(*ends, table, y.numpy(), sums.numpy())
+                sent, received = y.numpy(), sums.numpy()
+                for k, row in enumerate(rows):
+                    forward(*ends[k], table, sent[row], received[row])
                 hidden = functional.linear(sums, first.weight, first.bias)
                 x = x + functional.linear(functional.softplus(hidden) - _LOG2, second.weight, second.bias)
                 kept.append((y, hidden))
@@ -184,11 +214,16 @@ class _Net:
             ):
                 gs = (gx @ second.weight).mul_(torch.sigmoid(hidden)) @ first.weight
                 gy = torch.zeros_like(y)
-                backward(*ends, table, y.numpy(), gs.numpy(), gy.numpy(), own)
+                sent, back, received = y.numpy(), gs.numpy(), gy.numpy()
+                for k, row in enumerate(rows):
+                    backward(*ends[k], table, sent[row], back[row], received[row], own[k])
                 gx = gx + gy @ into.weight
-        slopes += own * self._scale
-        wall = compiled(_wall)(pairs.i, pairs.j, pairs.distances, self._core, self._wall, slopes)
-        return float(energy.detach().double().sum()) * self._scale + self._offset + float(wall)
+        exact, found = energy.detach().double(), np.empty(n)
+        for k, pairs in enumerate(walkers):
+            slopes[k][:] += own[k] * self._scale
+            wall = compiled(_wall)(pairs.i, pairs.j, pairs.distances, self._core, self._wall, slopes[k])
+            found[k] = float(exact[rows[k]].sum()) * self._scale + self._offset + float(wall)
+        return found
 
 
 _LOG2 = float(np.log(2.0))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from campaign.engines.batched import Share
 from campaign.engines.lammps_model import Forces, ModelForces
 from campaign.engines.lammps_potential import PotentialLines
 from campaign.errors import EngineError, MachineFault, Unphysical
@@ -108,7 +109,7 @@ class Lammps:
     def __init__(
         self,
         potential: PotentialLines,
-        model: Forces | None = None,
+        model: Forces | Share | None = None,
         comm: Any = None,
         external: External | None = None,
         energies: bool = False,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from campaign.engines.fast_forces import FastForces, fast_forces
+from campaign.engines.batched import Share
+from campaign.engines.fast_forces import FastForces, Found, fast_forces
 from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
 from campaign.frames import Frames
 
@@ -33,20 +34,21 @@ class ModelForces:
     Parameters
     ----------
     model
-        Supplies energy, forces and stress.
+        Supplies energy, forces and stress; a ``Share`` of one where several walkers ask it at once.
     elements
         Chemical symbols in the order of the LAMMPS types.
     watch
         Sees every step.
     """
 
-    def __init__(self, model: Forces, elements: tuple[str, ...], watch: Watch | None = None) -> None:
+    def __init__(self, model: Forces | Share, elements: tuple[str, ...], watch: Watch | None = None) -> None:
         self._model = model
         self._elements = elements
         self._watch = watch
         self._error: Exception | None = None
         self._numbers: Array | None = None
-        self._fast: FastForces | None = None  # made anew for every LAMMPS: its pairs begin where a checkpoint does
+        # made anew for every LAMMPS: its pairs begin where a checkpoint does
+        self._fast: FastForces | Share | None = None
         self._lmp: Any = None
 
     def attach(self, lammps: Lammps) -> None:
@@ -72,7 +74,10 @@ class ModelForces:
             if self._numbers is None:
                 z = np.array([atomic_numbers[e] for e in self._elements])
                 self._numbers = z[np.asarray(lmp.numpy.extract_atom("type"))[:nlocal][order] - 1]
-                self._fast = fast_forces(self._model, self._numbers)
+                if isinstance(self._model, Share):
+                    self._fast = self._model.begin(self._numbers)
+                else:
+                    self._fast = fast_forces(self._model, self._numbers)
             low, high, xy, yz, xz, _, _ = lmp.extract_box()
             cell = np.array([[high[0] - low[0], 0, 0], [xy, high[1] - low[1], 0], [xz, yz, high[2] - low[2]]])
             positions = x[order] - np.array(low)
@@ -94,11 +99,12 @@ class ModelForces:
             f[:nlocal] = 0.0
             lmp.force_timeout()  # ends the run after this step
 
-    def _evaluate(self, positions: Array, cell: Array) -> tuple[float, Array, Array]:
+    def _evaluate(self, positions: Array, cell: Array) -> Found:
         """Return energy, forces (a, 3) and stress (3, 3) of one frame, the fast way where the model has one."""
         if self._fast is not None:
             return self._fast.evaluate(positions, cell)
         assert self._numbers is not None  # found at the first call
+        assert not isinstance(self._model, Share)
         energy, forces, stress = self._model.evaluate(Frames.build(self._numbers, positions[None], cell))
         return float(energy[0]), forces[0], stress[0]
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from campaign.engines import process
 from campaign.engines.dynamics import Segment, Start
 from campaign.engines.lammps_potential import PotentialLines
-from campaign.engines.walkers import Job, Stretch, Walker, run_walker
+from campaign.engines.walkers import Job, Stretch, Walker, run_driven, run_walker
 from campaign.errors import CampaignError, EngineError, MachineFault, Unphysical
 from campaign.interpreter import module_command
 from campaign.tasks import Context, Task
@@ -36,7 +36,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 
 def run_job(job: Job, context: Context, task: Task) -> dict[int, Stretch]:
-    """Run a segment: in this process for one walker on one rank, else through the site's MPI launch command.
+    """Run a segment: in this process for one walker on one rank or with a model, else by the site's MPI launch command.
 
     Every try has a folder of its own, which only a failed one leaves behind. A walker of the last attempt that one of
     its ranks ends alone takes the whole launch with it: the others are then launched once more without it. Walkers that
@@ -54,6 +54,8 @@ def run_job(job: Job, context: Context, task: Task) -> dict[int, Stretch]:
     MachineFault
         The launch command is missing or failed, or the ranks ended without a word on the calculation.
     """
+    if job.model:
+        return run_driven(job)
     if job.ranks == 1 and len(job.walkers) == 1:
         return {job.walkers[0].number: run_walker(job, job.walkers[0])}
     launch = context.launch.get("lammps")
@@ -124,7 +126,6 @@ def _write_job(job: Job, folder: Path) -> None:
         walkers.append(spec)
     np.savez(folder / "start.npz", allow_pickle=False, **arrays)
     whole = {"potential": asdict(job.potential), "ranks": job.ranks, "last": job.last, "bias": job.bias}
-    whole |= {"model": job.model, "limits": job.limits}
     (folder / "job.json").write_text(json.dumps({**whole, "walkers": walkers}))
 
 
@@ -143,8 +144,6 @@ def read_job(folder: Path, place: int | None = None) -> Job:
         spec["last"],
         spec["bias"],
         shared,
-        spec["model"],
-        spec["limits"],
     )
 
 

@@ -10,14 +10,27 @@ from campaign.engines.models import Model
 from campaign.errors import EngineError
 
 
-def load_model_file(path: Path) -> Model:
-    """Return the model that an export wrote.
+def load_model_file(path: Path, device: str = "cpu") -> Model:
+    """Return the model that an export wrote, on a device (``cpu`` or ``cuda``).
 
     Raises
     ------
     EngineError
-        The file is no exported model, or of another version.
+        The file is no exported model, or of another version; or the model does not run on that device.
+    MachineFault
+        There is no such device.
     """
+    model = _load(path)
+    if device == "cpu":
+        return model
+    from campaign.engines.schnetpack import Potential
+
+    if not isinstance(model, Potential):
+        raise EngineError(f"The model of {path.name} runs on the CPU alone; write 'device: cpu'.")
+    return model.to(device)
+
+
+def _load(path: Path) -> Model:
     toy = _toy(path)
     if toy is not None:
         from campaign.engines.fake import ToyCrystal

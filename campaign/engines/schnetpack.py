@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from campaign.engines.ase_calculator import calculator
+from campaign.engines.devices import repeatable, require_device
 from campaign.errors import EngineError
 from campaign.frames import Array, Frames
 from campaign.science.neighbours import Neighbours, neighbour_list
@@ -37,8 +38,8 @@ L_MAX = 2
 #: Stiffness of the wall that stands inside the shortest distances seen in training, eV (see ``Potential``). SchNets of
 #: molten NaCl fall behind the true repulsion by 200 to 300 eV times (1 - r/r0)^3 in all three pairs, from r0 to 0.7 r0.
 WALL = 300.0
-#: Atoms of a chunk: keeps memory constant and the working set within the cache.
-_CHUNK_ATOMS = 1024
+#: Atoms of a chunk, by device: keeps memory constant and, on a CPU, the working set within the cache.
+_CHUNK_ATOMS = {"cpu": 1024, "cuda": 32_768}
 #: Format of an exported file; 1 had SchNet alone and no training set, 2 not the height of the wall: the same in all.
 _FORMAT = 3
 FORMATS = (1, 2, _FORMAT)
@@ -157,9 +158,9 @@ def network(spec: Mapping[str, Any], seed: int) -> Any:
     )
 
 
-def chunks(frames: Frames) -> Iterator[slice]:
-    """Yield slices of at most about a thousand atoms (one frame at least)."""
-    step = max(1, _CHUNK_ATOMS // max(frames.n_atoms, 1))
+def chunks(frames: Frames, device: str = "cpu") -> Iterator[slice]:
+    """Yield slices of at most about a thousand atoms, of more on a GPU (one frame at least)."""
+    step = max(1, _CHUNK_ATOMS[device] // max(frames.n_atoms, 1))
     for start in range(0, len(frames), step):
         yield slice(start, start + step)
 
@@ -179,7 +180,7 @@ def require_species(frames: Frames, known: Sequence[int], what: str) -> None:
 
 
 def _inputs(frames: Frames, cutoff: float, dtype: Any, pairs: Neighbours | None, once: bool) -> dict[str, Any]:
-    """Return SchNetPack's input of a block, each pair once or twice, with the pair vectors already made."""
+    """Return SchNetPack's input of a block, each pair once or twice, with the pair vectors already made; on the CPU."""
     import torch
 
     properties = load_schnetpack().properties
@@ -267,6 +268,7 @@ class Potential(_Evaluates):
         self.species = [int(z) for z in self.weights["reference.numbers"]]
         self.scale = float(self.weights["scale"][0])
         self._dtype = getattr(torch, precision)
+        self.device = "cpu"
         self._offsets = np.zeros(max(self.species) + 1)
         self._offsets[self.species] = self.weights["reference.energies"]
         self._core = self._table(self.weights.get("core"))
@@ -285,6 +287,20 @@ class Potential(_Evaluates):
         table = np.zeros((len(self._offsets), len(self._offsets)))
         table[np.ix_(self.species, self.species)] = core
         return torch.as_tensor(table, dtype=self._dtype)
+
+    def to(self, device: str) -> Potential:
+        """Move the network to ``cpu`` or ``cuda``, and return this potential: there it is evaluated from now on.
+
+        Raises
+        ------
+        EngineError
+            There is no such device.
+        """
+        require_device(device, "device")
+        self.device = device
+        self._model = self._model.to(device)
+        self._core = None if self._core is None else self._core.to(device)
+        return self
 
     def evaluate(self, frames: Frames, pairs: Neighbours | None = None) -> Results:
         """Return energy (n,) eV, forces (n, a, 3) eV/Å and stress (n, 3, 3) eV/Å^3, tension positive.
@@ -307,7 +323,7 @@ class Potential(_Evaluates):
         require_species(frames, self.species, "potential")
         parts = [frames.numbers[:0].astype(np.float64)]
         with torch.no_grad():  # without a way back to the positions: less than half the time
-            for part in chunks(frames):
+            for part in chunks(frames, self.device):
                 block = frames[part]
                 atomic, _, _ = self._atomic(block, None)
                 parts.append(self._each(atomic, block))
@@ -315,9 +331,10 @@ class Potential(_Evaluates):
 
     def _evaluate(self, frames: Frames, pairs: Neighbours | None) -> tuple[Array, Array, Array, Array]:
         require_species(frames, self.species, "potential")
-        if pairs is not None or len(frames) * frames.n_atoms <= _CHUNK_ATOMS:
-            return self._block(frames, pairs)
-        parts = [self._block(frames[part], None) for part in chunks(frames)]
+        with repeatable(self.device):
+            if pairs is not None or len(frames) * frames.n_atoms <= _CHUNK_ATOMS[self.device]:
+                return self._block(frames, pairs)
+            parts = [self._block(frames[part], None) for part in chunks(frames, self.device)]
         energy, forces, stress, atomic = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return energy, forces, stress, atomic
 
@@ -332,19 +349,21 @@ class Potential(_Evaluates):
         n, a = frames.numbers.shape
         atomic, r, inputs = self._atomic(frames, pairs)
         g = torch.autograd.grad(atomic.sum(), r)[0]
-        forces = torch.zeros((n * a, 3), dtype=self._dtype)
+        forces = g.new_zeros((n * a, 3))
         forces.index_add_(0, inputs[properties.idx_i], g).index_add_(0, inputs[properties.idx_j], -g)
-        virial = torch.zeros((n, 9), dtype=self._dtype)
+        virial = g.new_zeros((n, 9))
         outer = (r.detach()[:, :, None] * g[:, None, :]).reshape(-1, 9)
         virial.index_add_(0, torch.div(inputs[properties.idx_i], a, rounding_mode="floor"), outer)
-        stress = virial.double().numpy().reshape(n, 3, 3) / frames.volume[:, None, None]
+        stress = virial.double().cpu().numpy().reshape(n, 3, 3) / frames.volume[:, None, None]
         stress = 0.5 * (stress + stress.transpose(0, 2, 1))
         each = self._each(atomic, frames)
-        return each.sum(axis=1), forces.double().numpy().reshape(n, a, 3) * self.scale, stress * self.scale, each
+        by_atom = forces.double().cpu().numpy().reshape(n, a, 3)
+        return each.sum(axis=1), by_atom * self.scale, stress * self.scale, each
 
     def _atomic(self, frames: Frames, pairs: Neighbours | None) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Return (n*a,) energies of the atoms over the scale, the pair vectors they come from, and all inputs."""
         inputs = _inputs(frames, self.cutoff, self._dtype, pairs, self._once)
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
         r = inputs[load_schnetpack().properties.Rij].requires_grad_()
         hidden = self._model.representation(inputs)["scalar_representation"]
         atomic = self._model.output_modules[0].outnet(hidden)[:, 0]
@@ -352,7 +371,7 @@ class Potential(_Evaluates):
 
     def _each(self, atomic: torch.Tensor, frames: Frames) -> Array:
         """Return (n, a) energies of the atoms, eV."""
-        found = atomic.detach().double().numpy().reshape(frames.numbers.shape)
+        found = atomic.detach().double().cpu().numpy().reshape(frames.numbers.shape)
         return np.asarray(found * self.scale + self._offsets[frames.numbers])
 
     def _wall(self, inputs: dict[str, Any], r: torch.Tensor) -> torch.Tensor:
@@ -364,7 +383,7 @@ class Potential(_Evaluates):
         core = self._core[z[i], z[j]]
         inside = torch.relu(core - torch.linalg.vector_norm(r, dim=1)) / core.clamp(min=1e-6)
         half = (0.5 * self.wall / self.scale) * inside**3
-        walls = torch.zeros(len(z), dtype=r.dtype).index_add(0, i, half)
+        walls = r.new_zeros(len(z)).index_add(0, i, half)
         return walls.index_add(0, j, half) if self._once else walls
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from campaign.engines.checkpoints import Checkpoint, Execution, Trained, WarmStart
+from campaign.engines.devices import require_device
 from campaign.engines.schnetpack import network, pairs_once
 from campaign.engines.schnetpack_data import (
     DELTA,
@@ -412,22 +413,11 @@ def _identity(spec: Mapping[str, Any], seeds: Sequence[int], learnt: bytes, star
     return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def require_device(device: str) -> None:
-    """Raise ``EngineError`` where there is no such device."""
-    import torch
-
-    if device != "cpu" and not torch.cuda.is_available():
-        raise EngineError(
-            f"train.device is {device}, and this worker sees no GPU; write 'device: cpu', or run on a site whose "
-            "workers have GPUs, with a torch that was installed for them."
-        )
-
-
 def _place(device: str, ranks: Alone) -> str:
     """Return the device of this process: the GPUs of a machine are dealt out to its processes."""
     import torch
 
-    require_device(device)
+    require_device(device, "train.device")
     return device if device == "cpu" else f"cuda:{ranks.local % torch.cuda.device_count()}"
 
 

@@ -208,9 +208,10 @@ def _train(
     import torch
 
     from campaign.engines import schnetpack_train
+    from campaign.engines.devices import require_device
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    schnetpack_train.require_device(execution.device)
+    require_device(execution.device, "train.device")
     ranks = Ranks(world, execution.device)
     history: list[dict[str, float]] = []
     lines = execution.lines.open("w", buffering=1) if ranks.rank == 0 and execution.lines is not None else None

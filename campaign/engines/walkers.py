@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from campaign.engines.batched import Batch, Share
 from campaign.engines.dynamics import Segment, Start, run_segment
 from campaign.engines.guards import Limits, Watch
 from campaign.engines.lammps import External
+from campaign.engines.lammps_model import Forces
 from campaign.engines.lammps_potential import PotentialLines
 from campaign.engines.model_files import load_model_file
 from campaign.errors import EngineError
@@ -62,7 +65,10 @@ class Job:
     arrays
         What the bias, or the watch on a model, needs beside it, the same for all walkers.
     model
-        File of a trained model that drives the atoms in place of the potential's lines; empty for none.
+        File of a trained model that drives the atoms in place of the potential's lines; empty for none. It drives all
+        walkers from this process (``run_driven``).
+    device
+        What the model runs on, ``cpu`` or ``cuda``.
     limits
         With a model: at which first sign of failure a walker stops (fields of ``guards.Limits``).
     """
@@ -74,6 +80,7 @@ class Job:
     bias: dict[str, Any] | None = None
     arrays: Mapping[str, Array] = field(default_factory=dict)
     model: str = ""
+    device: str = "cpu"
     limits: dict[str, Any] | None = None
 
 
@@ -119,8 +126,34 @@ def make_external(job: Job, walker: Walker, comm: Any, exchange: Any) -> Externa
     return build(job.bias, job.arrays, walker.extra, comm, exchange)
 
 
-def run_walker(job: Job, walker: Walker, comm: Any = None, exchange: Any = None) -> Stretch:
-    """Run one walker's segment, on every one of its MPI ranks.
+def run_driven(job: Job) -> dict[int, Stretch]:
+    """Run the walkers of a job with a model, in this process; where there are several, in one forward a step.
+
+    Returns
+    -------
+    dict
+        What each walker left, by its number, in the order of the job.
+
+    Raises
+    ------
+    EngineError, MachineFault
+        As ``run_walker``; of the first walker that failed.
+    """
+    model = load_model_file(Path(job.model), job.device)
+    if len(job.walkers) == 1:  # without threads
+        return {job.walkers[0].number: run_walker(job, job.walkers[0], model=model)}
+    found = Batch(model).run([partial(_run_share, job, walker) for walker in job.walkers])
+    return {walker.number: stretch for walker, stretch in zip(job.walkers, found, strict=True)}
+
+
+def _run_share(job: Job, walker: Walker, share: Share) -> Stretch:
+    return run_walker(job, walker, model=share)
+
+
+def run_walker(
+    job: Job, walker: Walker, comm: Any = None, exchange: Any = None, model: Forces | Share | None = None
+) -> Stretch:
+    """Run one walker's segment, on every one of its MPI ranks; with the job's model if that is given.
 
     On the last attempt a walker that left the physics ends with the frames it has (``Stretch.cause``), and answers the
     exchanges of the others to their end.
@@ -133,7 +166,6 @@ def run_walker(job: Job, walker: Walker, comm: Any = None, exchange: Any = None)
         No memory, or no space for the checkpoint.
     """
     external = make_external(job, walker, comm, exchange)
-    model = load_model_file(Path(job.model)) if job.model else None
     watch = None
     if job.limits is not None:
         watch = Watch(job.arrays["numbers"], Limits(**job.limits), walker.extra or None)

@@ -1,7 +1,7 @@
 """Sampling: walkers that each run a chain of segments; every finished segment is a shard of the pool.
 
-A task is a segment of one walker, or of several that run side by side in one MPI job (``walkers_per_task``): its frames
-are those of one walker after those of another.
+A task is a segment of one walker, or of several that run side by side (``walkers_per_task``), in one MPI job or, with a
+model, in one process: its frames are those of one walker after those of another.
 
 A segment that fails is tried once more from its checkpoint at half the time step. A walker that fails again stops
 there, and the frames it made are kept: its task is *done*, with ``result["stopped"] = {walker: cause}`` in its record
@@ -209,13 +209,13 @@ def _settings(
     keys = ["temperature", "timestep", "every", "thermostat", "barostat", "prepare", "ranks"]
     keys += ["temperatures", "window", "order", "learn", "shared"] if method.method == "momt" else []
     common |= {k: spec[k] for k in keys if k in spec} | point
-    ranks = common["ranks"] * common["walkers"]
-    wide: dict[str, Json] = {"ranks": ranks} if ranks > 1 else {}
     if method.method == "md":
         common |= {"ensemble": spec["ensemble"], "guards": spec["guards"], "model": digests[spec["model"]]}
-        return common, {"model": spec["model"], **wide}
+        return common, {"model": spec["model"], "device": spec["device"]}
     potential = campaign.system.potential
     assert potential is not None  # the campaign file is refused without it
+    ranks = common["ranks"] * common["walkers"]
+    wide: dict[str, Json] = {"ranks": ranks} if ranks > 1 else {}
     extra: dict[str, Json] = {"potential": potential.lammps, **wide}
     if method.method == "momt":
         extra |= {"lost": [], "until": common["learn"].pop("until")}

@@ -40,6 +40,7 @@ def driver(task: Task, context: Context, store: Store, atoms: Atoms) -> dict[str
     return {
         "potential": PotentialLines(elements, ""),
         "model": str(_trained(task, context, store) if "trained" in p else context.run / task.extra["model"]),
+        "device": task.extra.get("device", "cpu"),
         "limits": limits,
         "arrays": {"numbers": np.asarray(atoms.numbers)},
     }

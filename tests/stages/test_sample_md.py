@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -137,6 +141,65 @@ def test_a_walker_stops_at_the_first_sign_and_its_steps_before_are_kept(stage, c
     assert task.id
 
 
+@pytest.mark.lammps
+def test_walkers_of_a_task_are_tried_again_together_at_half_the_time_step(stage, context):
+    changes = {"walkers": 2, "steps": 100, "segment": 5}
+    alone = [frames_of(context, records) for records in go(stage(**changes), context, attempts=1)]
+    (both,) = go(stage(**changes, walkers_per_task=2), context, attempts=1)
+    together = frames_of(context, both)
+    first = stage(**changes, walkers_per_task=2).chains[0][0][0]
+    assert first.ranks == 1  # no MPI: one process for both
+    for number in (0, 1):
+        np.testing.assert_array_equal(together[together.walker == number].positions, alone[number].positions)
+        np.testing.assert_array_equal(together[together.walker == number].step, np.arange(10, 110, 10))
+
+
+DO = """
+import json, sys
+from campaign.tasks import Context, Task
+from campaign.worker import do_task
+tasks, context = json.load(sys.stdin)
+for task in tasks:
+    record = do_task(Task.from_json(task), Context.from_json(context))
+    assert record["state"] == "done", record["cause"]
+    print(task["id"], flush=True)
+"""
+
+
+@pytest.mark.lammps
+def test_walkers_of_a_task_that_is_killed_make_bitwise_the_same_frames(stage, tmp_path):
+    """Of a network in float32, whose rounding hangs on how many walkers there are."""
+    slow = {"temperature": 15, "steps": 800, "timestep": 0.0005, "guards": {"closest": 0.3}}
+    made = stage(walkers=3, walkers_per_task=3, **slow)
+    tasks = [task for task, _ in made.chains[0]]
+    stores = []
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        export(folder / "toy.pt", ["Ar"], scale=0.003)
+        Store(folder / "run.zarr")
+        context = Context(folder)
+        sent = json.dumps([[task.to_json() for task in tasks], context.to_json()])
+        with subprocess.Popen([sys.executable, "-c", DO], stdin=PIPE, stdout=PIPE, text=True) as process:
+            process.stdin.write(sent)
+            process.stdin.close()
+            done = []
+            if name == "killed":
+                done.append(process.stdout.readline())
+                time.sleep(0.1)  # in the middle of the second segment
+                process.kill()
+            done += process.stdout.readlines()
+        assert process.returncode == (-signal.SIGKILL if name == "killed" else 0)
+        assert (len(done) < len(tasks)) == (name == "killed")
+        for task in tasks[len(done) :]:
+            assert do_task(task, context)["state"] == "done"
+        stores.append(Store(folder / "run.zarr"))
+    for task in tasks:
+        frames, right = (store.frames("sample", task.id) for store in stores)
+        for (name, array), (_, other) in zip(frames.arrays(), right.arrays(), strict=True):
+            np.testing.assert_array_equal(array, other, err_msg=name)
+
+
 FILE = """
 campaign: driven
 seed: 1
@@ -159,7 +222,7 @@ def file(tmp_path):
     return file
 
 
-def export(path, elements, cutoff=6.0):
+def export(path, elements, cutoff=6.0, scale=0.1):
     """Write a seeded, untrained SchNet."""
     from ase.data import atomic_numbers
 
@@ -168,7 +231,7 @@ def export(path, elements, cutoff=6.0):
     spec = {"model": "schnet", "features": 8, "interactions": 1, "cutoff": cutoff}
     weights = {k: v.numpy() for k, v in network(spec, 0).state_dict().items()}
     species = np.array(sorted(atomic_numbers[e] for e in elements))
-    extra = {"reference.numbers": species, "reference.energies": -1.0 * species, "scale": np.array([0.1])}
+    extra = {"reference.numbers": species, "reference.energies": -1.0 * species, "scale": np.array([scale])}
     Potential(spec, {**weights, **extra}).export(path)
 
 
@@ -177,6 +240,26 @@ def test_a_campaign_of_a_model_alone_is_planned(file, tmp_path):
     found = plan(file(), "local")
     assert found["frames"] == 10
     assert json.dumps(found)
+
+
+def test_the_plan_says_who_shares_a_forward_and_on_what(file, tmp_path):
+    export(tmp_path / "some.pt", ["Na", "Cl"])
+    found = plan(file("steps: 1000", "steps: 1000, walkers: 5, walkers_per_task: 2"), "local")
+    (sampling,) = (s for s in found["stages"] if s["stage"] == "sample")
+    assert "2 walkers at a time in one forward of some.pt on cpu" in sampling["what"]
+    assert (sampling["tasks"], sampling["ranks"]) == (3, 1)
+
+
+def test_a_gpu_that_the_site_has_not_or_the_model_does_not_use_is_refused(file, tmp_path):
+    export(tmp_path / "some.pt", ["Na", "Cl"])
+    with pytest.raises(InputError) as caught:
+        plan(file("steps: 1000", "steps: 1000, device: cuda"), "local")
+    (problem,) = caught.value.problems
+    assert "c.yaml:6: sample[0].device: executor cpu of site local has no GPUs, got cuda; " in problem
+    ToyCrystal().export(tmp_path / "some.pt")
+    with pytest.raises(InputError) as caught:
+        plan(file("steps: 1000", "steps: 1000, device: cuda"), "local")
+    assert any("sample[0].device: this model runs on the CPU alone" in p for p in caught.value.problems)
 
 
 WRONG = {
